@@ -28,6 +28,7 @@ from mlapi.domain.errors import (
     UserDisabledError,
     UserExistsError,
     UserNotFoundError,
+    UserPendingError,
     UserReferencedError,
 )
 from mlapi.domain.expiry import Extension
@@ -83,6 +84,7 @@ __all__ = [
     "UserFilter",
     "UserId",
     "UserNotFoundError",
+    "UserPendingError",
     "UserReferencedError",
     "UserRepository",
     "Users",

@@ -366,7 +366,7 @@ def test_database_is_not_restored_under_a_running_guard(folder: Path) -> None:
 def test_files_named_in_the_contributing_guide_exist() -> None:
     names = set(re.findall(r"`((?:src|tests)/[^`]*\.py)`", read_page(Path("CONTRIBUTING.md"))))
 
-    new = "src/mlapi/adapters/sql/migrations/versions/0006_suspension.py"
+    new = "src/mlapi/adapters/sql/migrations/versions/0007_suspension.py"
     assert [name for name in sorted(names) if not (ROOT / name).exists()] == [new]
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -82,7 +83,14 @@ def test_migrations_create_the_tables_that_the_code_defines(database: Database) 
 
     if database.engine.dialect.name == "sqlite":  # it has no identities, which alembic 1.11 reports as differences
         differences = [each for each in differences if not (isinstance(each, list) and each[0][0] == "modify_default")]
-    assert differences == []
+    assert [each for each in differences if not _is_of_other_dialect(each, database)] == []
+
+
+def _is_of_other_dialect(difference: Any, database: Database) -> bool:
+    """Return whether a difference is an index that only the other database has. alembic ignores ``ddl_if``."""
+    dialects = {each.name: each._ddl_if.dialect for each in metadata.tables["users"].indexes if each._ddl_if}
+    expected = dialects.get(difference[1].name) if difference[0] == "add_index" else None
+    return expected not in {None, database.engine.dialect.name}
 
 
 def test_upgrade_names_columns_to_rename(empty_database: Database) -> None:

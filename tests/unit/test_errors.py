@@ -21,6 +21,7 @@ from mlapi import (
     UserDisabledError,
     UserExistsError,
     UserNotFoundError,
+    UserPendingError,
     UserReferencedError,
 )
 from mlapi.domain.errors import FieldError
@@ -38,6 +39,7 @@ MESSAGES: list[tuple[MlapiError, str]] = [
     (InvalidCredentialsError(), "unknown username or wrong password"),
     (InvalidTokenError(), "invalid, expired or revoked token or API key"),
     (UserDisabledError(7), "user 7 is disabled"),
+    (UserPendingError(7), "user 7 has not been enabled yet"),
     (AccessExpiredError(7), "the access of user 7 has expired"),
     (TooManyAttemptsError(30), "too many attempts: retry in 30 seconds"),
     (ServiceUnavailableError("too many requests"), "the service is unavailable: too many requests"),

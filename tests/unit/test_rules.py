@@ -425,7 +425,7 @@ def test_repr_of_a_policy_hides_its_lists() -> None:
 def test_repr_of_a_user_hides_personal_data() -> None:
     assert repr(ADA) == (
         f"User(id=7, username='ada', enabled=True, created_datetime={NOON!r}, updated_datetime={NOON!r},"
-        " expires_datetime=None, plan=None)"
+        " expires_datetime=None, plan=None, pending=None)"
     )
     assert str(ADA) == repr(ADA)
 

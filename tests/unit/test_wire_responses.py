@@ -32,6 +32,7 @@ from mlapi.domain.errors import (
     UserDisabledError,
     UserExistsError,
     UserNotFoundError,
+    UserPendingError,
     UserReferencedError,
 )
 from mlapi.domain.plans import Allowance, AllowanceState, RequestLimitReachedError, Window
@@ -257,6 +258,7 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
         ),
     ),
     (UserDisabledError(7), Response(HTTPStatus.FORBIDDEN, b'{"message":"User is disabled"}')),
+    (UserPendingError(7), Response(HTTPStatus.FORBIDDEN, b'{"message":"User is pending"}')),
     (AccessExpiredError(7), Response(HTTPStatus.FORBIDDEN, b'{"message":"Access has expired"}')),
     (
         RequestLimitReachedError(PER_MINUTE, 34, (AllowanceState(PER_MINUTE, remaining=0, reset_seconds=34),)),

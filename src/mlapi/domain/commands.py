@@ -24,7 +24,7 @@ from mlapi.domain.errors import (
 from mlapi.domain.expiry import Extension
 from mlapi.domain.metadata import NO_METADATA, Metadata
 from mlapi.domain.rules import canonical_username, find_email_error, find_text_error, has_invisible
-from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
+from mlapi.domain.users import EncryptedPassword, Pending, User, UserId, UsernameKey, to_utc, utc_now
 
 MAX_ACTOR_CHARS = 200
 ANYONE = "anyone"
@@ -76,7 +76,8 @@ UNKNOWN_ACTOR = Actor()
 class Register:
     """Register a new user.
 
-    ``created`` is the original registration time of an imported user; None means ``at``.
+    ``created`` is the original registration time of an imported user; None means ``at``. ``pending`` is what the new
+    user waits for; ``enabled`` is then False.
 
     Raises:
         InvalidFieldsError: if the username or the e-mail address violates a rule. Reports only the first invalid field;
@@ -92,6 +93,7 @@ class Register:
     expires_datetime: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
     plan: str | None = None
     metadata: Metadata = attrs.field(default=NO_METADATA, repr=False)
+    pending: Pending | None = None
     token_epoch: str = attrs.field(factory=generate_token_epoch, repr=False)
     actor: Actor = UNKNOWN_ACTOR
     username_key: UsernameKey = attrs.field(init=False, repr=False)
@@ -125,6 +127,7 @@ class Register:
             expires_datetime=self.expires_datetime,
             plan=self.plan,
             metadata=self.metadata,
+            pending=self.pending,
         )
 
 
@@ -157,7 +160,7 @@ class IssueToken:
 
 @attrs.frozen(kw_only=True)
 class SetEnabled:
-    """Enable or disable a user. Always sets ``updated_datetime``.
+    """Enable or disable a user, who is then no longer pending. Always sets ``updated_datetime``.
 
     A new token epoch starts only if ``enabled`` changes: a nightly job that enables every paying user must not revoke
     the tokens of users who were enabled already.
@@ -171,7 +174,7 @@ class SetEnabled:
 
     def apply_to(self, user: User) -> User:
         epoch = user.token_epoch if user.enabled == self.enabled else self.token_epoch
-        return attrs.evolve(user, enabled=self.enabled, updated_datetime=self.at, token_epoch=epoch)
+        return attrs.evolve(user, enabled=self.enabled, pending=None, updated_datetime=self.at, token_epoch=epoch)
 
 
 @attrs.frozen(kw_only=True)

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import NewType
 
@@ -20,9 +21,10 @@ from mlapi.domain.errors import (
     InvalidTokenError,
     MlapiError,
     UserDisabledError,
+    UserPendingError,
 )
 from mlapi.domain.rules import find_text_error, find_time_error, has_invisible
-from mlapi.domain.users import User, UserId, to_utc
+from mlapi.domain.users import User, UserId, UserState, to_utc
 
 ApiKeyId = NewType("ApiKeyId", str)
 
@@ -101,10 +103,17 @@ def get_principal_id(parsed: ParsedCredential) -> PrincipalId:
     return parsed.user_id if isinstance(parsed, TokenClaims) else parsed.id
 
 
-ACCESS_ERRORS: tuple[type[AccessDeniedError], ...] = (UserDisabledError, AccessExpiredError)
+ACCESS_ERRORS: tuple[type[AccessDeniedError], ...] = (UserDisabledError, UserPendingError, AccessExpiredError)
 """The errors that `check_access` raises."""
 AUTHENTICATION_ERRORS: tuple[type[MlapiError], ...] = (InvalidTokenError, *ACCESS_ERRORS)
 """The errors that `authenticate` raises."""
+
+
+_ERRORS: dict[UserState, Callable[[UserId], AccessDeniedError]] = {
+    "disabled": UserDisabledError,
+    "pending": UserPendingError,
+    "expired": AccessExpiredError,
+}
 
 
 def check_access(user: User, at: datetime) -> None:
@@ -112,11 +121,12 @@ def check_access(user: User, at: datetime) -> None:
 
     Raises:
         UserDisabledError: if the user is disabled.
+        UserPendingError: if the user is new and has not been enabled yet.
         AccessExpiredError: if the user is enabled, and their access has expired.
     """
     state = user.state_at(at)
     if state != "active":
-        raise UserDisabledError(user.id) if state == "disabled" else AccessExpiredError(user.id)
+        raise _ERRORS[state](user.id)
 
 
 def authenticate(parsed: ParsedCredential, principal: Principal | None, at: datetime) -> User:

@@ -12,6 +12,7 @@ MlapiError
 ├── InvalidTokenError                invalid, expired or revoked token or API key
 ├── AccessDeniedError                valid credentials of a user who has no access now
 │   ├── UserDisabledError            the user is disabled
+│   ├── UserPendingError             the user has not been enabled yet
 │   └── AccessExpiredError           the user's access has expired
 ├── TooManyAttemptsError             too many attempts from one client
 ├── RequestLimitReachedError         the user has reached a limit of their plan; see `mlapi.domain.plans`
@@ -149,6 +150,14 @@ class UserDisabledError(AccessDeniedError):
 
     def __str__(self) -> str:
         return f"user {self.user_id} is disabled"
+
+
+@attrs.frozen
+class UserPendingError(AccessDeniedError):
+    user_id: int
+
+    def __str__(self) -> str:
+        return f"user {self.user_id} has not been enabled yet"
 
 
 @attrs.frozen

@@ -14,8 +14,11 @@ UsernameKey = NewType("UsernameKey", str)
 UserOrder = Literal["id", "name", "created", "updated"]
 """The sort order of a list of users. Users with equal values are sorted by id."""
 
-UserState = Literal["active", "disabled", "expired"]
-"""Whether a user has access. A disabled user is "disabled", even if their access has expired too."""
+UserState = Literal["active", "disabled", "expired", "pending"]
+"""Whether a user has access. Users without `enabled` are "pending" or "disabled", even if their access has expired."""
+
+Pending = Literal["email", "approval", "email_then_approval"]
+"""What a pending user waits for: their e-mail address to be verified, the approval of a manager, or both in turn."""
 
 MAX_USER_ID = 2**63 - 1
 """The largest signed 64-bit integer. Larger ids are valid, but no user has one."""
@@ -52,6 +55,9 @@ class User:
     Access expires at ``expires_datetime``; None means that it never expires. ``plan`` is the name of a plan in the
     configuration; None means the default plan. Only admins can see ``metadata``.
 
+    A user who is not enabled may be ``pending``: new, and never enabled before. ``pending`` says what they wait for.
+    It is always None for enabled users.
+
     Every token contains the ``token_epoch`` that its user had when it was issued. The epoch is random; replacing it
     revokes all tokens of the user.
     """
@@ -67,11 +73,12 @@ class User:
     expires_datetime: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
     plan: str | None = None
     metadata: Metadata = attrs.field(default=NO_METADATA, repr=False, converter=or_no_metadata)
+    pending: Pending | None = None
 
     def state_at(self, at: datetime) -> UserState:
         """Return whether the user has access at this time. Access has expired from ``expires_datetime`` on."""
         if not self.enabled:
-            return "disabled"
+            return "disabled" if self.pending is None else "pending"
         has_expired = self.expires_datetime is not None and self.expires_datetime <= at
         return "expired" if has_expired else "active"
 

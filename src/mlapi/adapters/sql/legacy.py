@@ -19,7 +19,7 @@ legacy_users = table(
 LEGACY_COLUMNS = tuple(found.name for found in legacy_users.columns)
 ADDED_COLUMNS = frozenset({"username_key", "token_epoch"})
 """Columns that only mlapi's ``users`` table has."""
-LATER_COLUMNS = frozenset({"expires_datetime", "plan", "metadata"})
+LATER_COLUMNS = frozenset({"expires_datetime", "plan", "metadata", "pending"})
 """Columns that later migrations add. A legacy table may have its own columns with these names."""
 
 

@@ -196,8 +196,9 @@ def _conditions(matching: UserFilter, dialect: Dialect[Any]) -> Iterator[ColumnE
 
 
 def _has_state(state: UserState, at: datetime) -> ColumnElement[bool]:
-    if state == "disabled":
-        return users.c.enabled.is_(False)
+    if state in {"disabled", "pending"}:
+        is_pending = users.c.pending.is_not(None) if state == "pending" else users.c.pending.is_(None)
+        return and_(users.c.enabled.is_(False), is_pending)
     end = users.c.expires_datetime
     return and_(users.c.enabled, end <= at if state == "expired" else or_(end.is_(None), end > at))
 

@@ -19,6 +19,7 @@ from sqlalchemy import (
     case,
     func,
     literal_column,
+    null,
     or_,
 )
 from sqlalchemy.types import TypeEngine
@@ -66,6 +67,7 @@ def _enabled_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
     enabled = parameter("enabled")
     return {
         "enabled": enabled,
+        "pending": null(),
         "updated_datetime": parameter("at"),
         "token_epoch": case((users.c.enabled == enabled, users.c.token_epoch), else_=parameter("token_epoch")),
     }

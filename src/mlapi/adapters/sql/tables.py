@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     cast,
+    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -56,12 +57,27 @@ users = Table(
     Column("expires_datetime", UtcDateTime),
     Column("plan", String),
     Column("metadata", String),  # JSON
+    Column("pending", String),
     Index("uq_users_username_key", "username_key", unique=True),
     Index(
         "ix_users_expires_datetime",
         "expires_datetime",
         postgresql_where=text("expires_datetime IS NOT NULL"),
         sqlite_where=text("expires_datetime IS NOT NULL"),
+    ),
+    Index("ix_users_created_datetime", "created_datetime", "id"),
+    Index(
+        "ix_users_plan",
+        "plan",
+        "created_datetime",
+        postgresql_where=text("plan IS NOT NULL"),
+        sqlite_where=text("plan IS NOT NULL"),
+    ),
+    Index(
+        "ix_users_pending",
+        "created_datetime",
+        postgresql_where=text("pending IS NOT NULL"),
+        sqlite_where=text("pending IS NOT NULL"),
     ),
     sqlite_autoincrement=True,  # otherwise SQLite would reuse the id of the newest user after their removal
 )
@@ -73,6 +89,14 @@ Index(
     postgresql_ops={"object": "jsonb_path_ops"},
     postgresql_where=users.c.metadata.is_not(None),
 ).ddl_if(dialect="postgresql")
+
+Index("ix_users_email", func.lower(users.c.email)).ddl_if(dialect="postgresql")
+Index("ix_users_email_nocase", users.c.email.collate("NOCASE")).ddl_if(dialect="sqlite")
+Index("ix_users_disabled", users.c.created_datetime, sqlite_where=users.c.enabled.is_(False)).ddl_if(dialect="sqlite")
+# PostgreSQL updates `enabled` in place only if no other kind of index depends on it.
+Index("ix_users_enabled", cast(users.c.enabled, Integer).label("enabled"), postgresql_using="brin").ddl_if(
+    dialect="postgresql"
+)
 
 api_keys = Table(
     "mlapi_api_keys",
@@ -130,6 +154,81 @@ usage = Table(
     Column("seen_datetime", UtcDateTime, nullable=False),  # the latest request
     Index("ix_mlapi_usage_user_id", "user_id", "day"),
     sqlite_with_rowid=False,  # one tree instead of two: reads of many rows take half as long
+)
+
+managers = Table(
+    "mlapi_managers",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("role", String, nullable=False),
+    Column("token_id", String, nullable=False, unique=True),
+    Column("digest", String, nullable=False),
+    Column("created_datetime", UtcDateTime, nullable=False),
+    Column("expires_datetime", UtcDateTime),
+)
+
+# The tables below have no foreign keys to users: an orphaned row grants nothing, and each foreign key would make the
+# removal of every user slower.
+sessions = Table(
+    "mlapi_sessions",
+    metadata,
+    Column("id", String, primary_key=True),  # the SHA-256 of the secret in the cookie
+    Column("manager", String, index=True),  # the name of a manager, "admin" for the admin token, or NULL
+    Column("user_id", BigInteger, index=True),  # NULL for sessions of managers
+    Column("epoch", String, nullable=False),  # the session ends when its manager or user has another one
+    Column("created_datetime", UtcDateTime, nullable=False),
+    Column("seen_datetime", UtcDateTime, nullable=False),
+    Column("expires_datetime", UtcDateTime, nullable=False, index=True),
+    Column("address", String, nullable=False),
+    Column("browser", String, nullable=False),
+)
+
+links = Table(
+    "mlapi_links",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("user_id", BigInteger, nullable=False, index=True),
+    Column("purpose", String, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("token_epoch", String, nullable=False),  # the link is valid only while the user has these two values
+    Column("email", String, nullable=False),
+    Column("new_email", String),
+    Column("created_datetime", UtcDateTime, nullable=False),
+    Column("expires_datetime", UtcDateTime, nullable=False, index=True),
+)
+
+outbox = Table(
+    "mlapi_outbox",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), Identity(), primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("user_id", BigInteger),
+    Column("recipient", String),  # the name or address in a request for a new password, or a new address to verify
+    Column("created_datetime", UtcDateTime, nullable=False),
+    Column("due_datetime", UtcDateTime, index=True),  # NULL after the last attempt has failed
+    Column("attempts", Integer, nullable=False),
+    Column("error", String),
+    sqlite_autoincrement=True,
+)
+
+logins = Table(
+    "mlapi_logins",
+    metadata,
+    Column("user_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, primary_key=True, index=True),
+    Column("address", String, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+activity = Table(
+    "mlapi_activity",
+    metadata,
+    Column("user_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("seen_datetime", UtcDateTime, nullable=False, index=True),
+    Column("month", Integer, nullable=False),  # 202611 is November 2026, UTC
+    Column("requests", BigInteger, nullable=False),  # in this month
+    Index("ix_mlapi_activity_requests", "month", "requests"),
+    sqlite_with_rowid=False,
 )
 
 key_check = Table(

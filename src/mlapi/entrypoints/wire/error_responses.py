@@ -25,6 +25,7 @@ from mlapi.domain.errors import (
     UserDisabledError,
     UserExistsError,
     UserNotFoundError,
+    UserPendingError,
     UserReferencedError,
 )
 from mlapi.domain.plans import Allowance, AllowanceState, RequestLimitReachedError, Window
@@ -111,6 +112,7 @@ _ENTRIES = (
     ErrorEntry(TokenRequiredError(), HTTPStatus.UNAUTHORIZED, None, "The request has no token."),
     ErrorEntry(ApiKeyNotAcceptedError(), HTTPStatus.UNAUTHORIZED, None, "API keys are not accepted here."),
     ErrorEntry(UserDisabledError(1), HTTPStatus.FORBIDDEN, "User is disabled", "The user is disabled."),
+    ErrorEntry(UserPendingError(1), HTTPStatus.FORBIDDEN, "User is pending", "The user has not been enabled yet."),
     ErrorEntry(AccessExpiredError(1), HTTPStatus.FORBIDDEN, "Access has expired", "The user's access has expired."),
     ErrorEntry(
         TooManyAttemptsError(30),
