@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from mlapi.application.admissions import Admission
 from mlapi.application.guard import AsyncGuard, Guard
+from mlapi.domain.actors import Actor
 from mlapi.domain.audit import AuditEntry
-from mlapi.domain.commands import Actor, Command, Outcome
+from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.errors import (
     AccessExpiredError,

@@ -31,7 +31,8 @@ from mlapi.application.batching import CommandBatcher
 from mlapi.application.user_import import Row, Summary, UserImport
 from mlapi.bootstrap import open_users
 from mlapi.config import load_settings
-from mlapi.domain.commands import ANYONE, Actor, Remove, SetEnabled, UpdateUser, UserChange
+from mlapi.domain.actors import ANYONE, Actor
+from mlapi.domain.commands import Remove, SetEnabled, UpdateUser, UserChange
 from mlapi.domain.errors import FieldError
 from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.cli import main

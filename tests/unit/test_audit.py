@@ -24,9 +24,9 @@ from mlapi import (
     Users,
 )
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
+from mlapi.domain.actors import ANYONE
 from mlapi.domain.audit import make_audit_entry
 from mlapi.domain.commands import (
-    ANYONE,
     AddApiKey,
     ChangePassword,
     EndTokens,

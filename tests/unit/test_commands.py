@@ -5,9 +5,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import attrs
 import pytest
 
+from mlapi.domain.actors import UNKNOWN_ACTOR, Actor
 from mlapi.domain.commands import (
-    UNKNOWN_ACTOR,
-    Actor,
     AddApiKey,
     ChangePassword,
     EndTokens,
@@ -18,12 +17,11 @@ from mlapi.domain.commands import (
     RemoveApiKey,
     SetEnabled,
     UpdateUser,
-    generate_token_epoch,
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.errors import FieldError, InvalidFieldsError, PasswordChangedError
 from mlapi.domain.metadata import Metadata
-from mlapi.domain.users import EncryptedPassword, User, UserId
+from mlapi.domain.users import EncryptedPassword, User, UserId, generate_token_epoch
 
 ACTOR = f"actor={UNKNOWN_ACTOR!r}"
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -18,7 +18,8 @@ from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.application.executors import InlineExecutor
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.registration import AsyncRegistration
-from mlapi.domain.commands import ANYONE, Remove
+from mlapi.domain.actors import ANYONE
+from mlapi.domain.commands import Remove
 from mlapi.domain.users import UserId, UsernameKey
 from mlapi.testing.samples import registered
 from tests.counting_cipher import CountingCipher

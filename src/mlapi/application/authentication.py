@@ -19,9 +19,10 @@ from mlapi.application.inline import run_inline
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
 from mlapi.application.window_counts import digest
+from mlapi.domain.actors import Actor
 from mlapi.domain.addresses import rate_limit_key
 from mlapi.domain.attempts import Attempt
-from mlapi.domain.commands import Actor, ChangePassword, Reencrypt
+from mlapi.domain.commands import ChangePassword, Reencrypt
 from mlapi.domain.credentials import IssuedToken, check_access
 from mlapi.domain.errors import (
     ChangeRejectedError,

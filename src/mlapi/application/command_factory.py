@@ -10,9 +10,9 @@ from typing import Any, TypedDict, Unpack
 
 import attrs
 
+from mlapi.domain.actors import Actor
 from mlapi.domain.commands import (
     UNCHANGED,
-    Actor,
     AddApiKey,
     ChangePassword,
     EndTokens,

@@ -16,7 +16,8 @@ import attrs
 
 from mlapi.application.command_factory import find_detail_errors
 from mlapi.application.users import Users
-from mlapi.domain.commands import Actor, Register
+from mlapi.domain.actors import Actor
+from mlapi.domain.commands import Register
 from mlapi.domain.credentials import Principal
 from mlapi.domain.errors import ChangeRejectedError, FieldError, InvalidFieldsError, UserExistsError
 from mlapi.domain.metadata import NO_METADATA, Metadata

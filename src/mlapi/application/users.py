@@ -10,17 +10,9 @@ from datetime import datetime
 from typing import Unpack, final, overload
 
 from mlapi.application.command_factory import CommandFactory, UserChanges, UserDetails
+from mlapi.domain.actors import UNKNOWN_ACTOR, Actor
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
-from mlapi.domain.commands import (
-    UNKNOWN_ACTOR,
-    Actor,
-    ApiKeyCommand,
-    Command,
-    Reencrypt,
-    UpdateUser,
-    UserChange,
-    UserCommand,
-)
+from mlapi.domain.commands import ApiKeyCommand, Command, Reencrypt, UpdateUser, UserChange, UserCommand
 from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.errors import ChangeRejectedError, InvalidFieldsError, MlapiError, UserNotFoundError
 from mlapi.domain.plans import Plans

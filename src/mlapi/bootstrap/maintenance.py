@@ -16,7 +16,7 @@ from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.service import open_service, password_policy
 from mlapi.bootstrap.storages import open_database, open_storage
 from mlapi.config import Settings
-from mlapi.domain.commands import Actor
+from mlapi.domain.actors import Actor
 from mlapi.domain.errors import ConfigurationError
 from mlapi.secret_store import SecretStore, new_password
 

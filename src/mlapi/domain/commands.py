@@ -4,13 +4,13 @@ A command contains its time, its random values and the actor who requested it. T
 therefore give the same result in every repository, in one batch or in many.
 """
 
-import secrets
 from datetime import datetime
 from enum import Enum
 from typing import Any
 
 import attrs
 
+from mlapi.domain.actors import UNKNOWN_ACTOR, Actor
 from mlapi.domain.credentials import USE_RECORDING_INTERVAL, ApiKey, ApiKeyId
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
@@ -23,53 +23,17 @@ from mlapi.domain.errors import (
 )
 from mlapi.domain.expiry import Extension
 from mlapi.domain.metadata import NO_METADATA, Metadata
-from mlapi.domain.rules import canonical_username, find_email_error, find_text_error, has_invisible
-from mlapi.domain.users import EncryptedPassword, Pending, User, UserId, UsernameKey, to_utc, utc_now
-
-MAX_ACTOR_CHARS = 200
-ANYONE = "anyone"
-"""The name of an actor without credentials: any client of a service with open registration."""
-_TOKEN_EPOCH_BYTES = 8
-
-
-def generate_token_epoch() -> str:
-    """Return 64 random bits in hex, so that a stolen signing key alone is not enough to forge a token."""
-    return secrets.token_hex(_TOKEN_EPOCH_BYTES)
-
-
-@attrs.frozen
-class Actor:
-    """The person or program that requested a change, and the id of the request.
-
-    ``name`` is a role, an id or the name of a program. It is never a username or an e-mail address, because audit
-    entries outlive their user.
-
-    Raises:
-        ValueError: if ``name`` or ``request_id`` is empty, longer than `MAX_ACTOR_CHARS`, or contains control or
-            invisible characters.
-    """
-
-    name: str = attrs.field(default="library")
-    request_id: str | None = None
-
-    @name.validator
-    def _check(self, _attribute: object, name: str) -> None:
-        for text in (name,) if self.request_id is None else (name, self.request_id):
-            if find_text_error(text, MAX_ACTOR_CHARS) is not None or has_invisible(text):
-                raise ValueError(f"actor names and request ids must be 1 to {MAX_ACTOR_CHARS} visible characters")
-
-    @classmethod
-    def from_user_id(cls, user_id: UserId, request_id: str | None = None) -> "Actor":
-        """Return the actor for changes that users make to their own account."""
-        return cls(f"user {user_id}", request_id)
-
-    @property
-    def is_anonymous(self) -> bool:
-        """True if the actor has no credentials. Rejected commands of such actors are not stored."""
-        return self.name == ANYONE
-
-
-UNKNOWN_ACTOR = Actor()
+from mlapi.domain.rules import canonical_username, find_email_error
+from mlapi.domain.users import (
+    EncryptedPassword,
+    Pending,
+    User,
+    UserId,
+    UsernameKey,
+    generate_token_epoch,
+    to_utc,
+    utc_now,
+)
 
 
 @attrs.frozen(kw_only=True)

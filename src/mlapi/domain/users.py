@@ -1,5 +1,6 @@
 """The user entity and its identifiers."""
 
+import secrets
 from datetime import UTC, datetime
 from typing import Literal, NewType
 
@@ -22,6 +23,13 @@ Pending = Literal["email", "approval", "email_then_approval"]
 
 MAX_USER_ID = 2**63 - 1
 """The largest signed 64-bit integer. Larger ids are valid, but no user has one."""
+
+_TOKEN_EPOCH_BYTES = 8
+
+
+def generate_token_epoch() -> str:
+    """Return 64 random bits in hex, so that a stolen signing key alone is not enough to forge a token."""
+    return secrets.token_hex(_TOKEN_EPOCH_BYTES)
 
 
 def utc_now() -> datetime:

@@ -13,8 +13,8 @@ from typing import Literal
 import attrs
 
 from mlapi.config import Settings
+from mlapi.domain.actors import ANYONE
 from mlapi.domain.addresses import UNIX_PEER, is_loopback
-from mlapi.domain.commands import ANYONE
 from mlapi.entrypoints.local_peers import PeerOwners, describe_trusted_peers
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import (

@@ -14,9 +14,9 @@ from mlapi import (
     UserId,
     UserRepository,
 )
+from mlapi.domain.actors import ANYONE
 from mlapi.domain.audit import UNSAVED_ID, Action, AuditId, DailyCount
 from mlapi.domain.commands import (
-    ANYONE,
     AddApiKey,
     ChangePassword,
     EndTokens,

@@ -10,7 +10,7 @@ import attrs
 from mlapi.application.users import Users
 from mlapi.bootstrap import Service, open_service
 from mlapi.config import Settings, load_settings
-from mlapi.domain.commands import Actor
+from mlapi.domain.actors import Actor
 from mlapi.entrypoints.cli.output import command_errors
 
 

@@ -12,7 +12,7 @@ import click
 from mlapi.application.user_import import Row, UserImport
 from mlapi.bootstrap import open_user_import, open_users
 from mlapi.config import load_settings
-from mlapi.domain.commands import Actor
+from mlapi.domain.actors import Actor
 from mlapi.domain.errors import MlapiError
 from mlapi.domain.rules import UserFilter
 from mlapi.entrypoints.cli.files import STDIO, RejectsFile, open_input, open_output, size_of

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from mlapi.application.deadlines import PausedDeadline
 from mlapi.application.usage_reports import find_last_seen, iterate_usage
 from mlapi.application.users import Users
-from mlapi.domain.commands import Actor
+from mlapi.domain.actors import Actor
 from mlapi.domain.credentials import ApiKeyId, IssuedToken, looks_like_api_key
 from mlapi.domain.errors import AccessDeniedError, InvalidTokenError, MlapiError
 from mlapi.domain.usage import DayRange, UsageRepository

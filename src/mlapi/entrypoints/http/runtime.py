@@ -17,8 +17,8 @@ from mlapi.application.registration import AsyncRegistration, RegistrationLimite
 from mlapi.application.users import Users
 from mlapi.bootstrap import async_guard, open_service, retention
 from mlapi.config import load_settings
+from mlapi.domain.actors import Actor
 from mlapi.domain.addresses import Network
-from mlapi.domain.commands import Actor
 from mlapi.domain.usage import UsageRepository
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.cors import CorsPolicy

@@ -18,8 +18,8 @@ from mlapi.adapters.sql.sqlite.errors import LOCKED_CODES, primary_code
 from mlapi.adapters.sql.sqlite.files import KEPT_INFIX, LOG_ENDINGS, existing_uri
 from mlapi.atomic_files import drafting, give_to_owner_of_folder, publish
 from mlapi.domain.backups import MAX_EXAMPLES, Affected, RestoreEffects
-from mlapi.domain.commands import generate_token_epoch
 from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.users import generate_token_epoch
 
 _IN_USE = (
     "{} is in use: stop the service, every application with the guard and other programs that use it, then run this"
