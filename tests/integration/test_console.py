@@ -26,9 +26,10 @@ from mlapi.config import HttpSettings
 from mlapi.domain.errors import ConfigurationError, SearchUnavailableError
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.console.app import ConsoleApp
+from mlapi.entrypoints.console.access import CONSOLE
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.sessions import IDLE_SECONDS, LIFETIME_SECONDS, Sessions
+from mlapi.entrypoints.pages import PagesApp
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
@@ -117,11 +118,13 @@ def all_rows(users: Users) -> list[object]:
 # --- access
 
 
-def console_app(app: Starlette) -> ConsoleApp:
+def console_app(app: Starlette) -> PagesApp:
     (console,) = {
-        route.endpoint for route in app.routes if isinstance(route, Route) and isinstance(route.endpoint, ConsoleApp)
+        route.endpoint
+        for route in app.routes
+        if isinstance(route, Route) and isinstance(route.endpoint, PagesApp) and route.endpoint.site is CONSOLE
     }
-    assert isinstance(console, ConsoleApp)
+    assert isinstance(console, PagesApp)
     return console
 
 
@@ -1052,7 +1055,7 @@ def test_every_response_has_the_security_headers(local: TestClient, remote: Test
     responses = [
         *[local.get(f"{CONSOLE_PATH}{path}") for path in ["", "/users/new", "/nothing", "/users/9", "?state=x"]],
         local.get(f"{CONSOLE_PATH}/", follow_redirects=False),
-        local.get(f"{CONSOLE_PATH}/static/x/console.css"),
+        local.get(f"{CONSOLE_PATH}/static/x/pages.css"),
         local.put(f"{CONSOLE_PATH}/users/new", data={"x": "y"}, headers=SAME_ORIGIN),
         remote.get(CONSOLE_PATH),
         remote.get(f"{CONSOLE_PATH}/log-in"),
@@ -1091,7 +1094,7 @@ def test_static_files_are_cached_under_a_versioned_url(local: TestClient) -> Non
     assert "set-cookie" not in responses[0].headers
 
 
-@pytest.mark.parametrize("name", ["../__init__.py", "..%2f__init__.py", "VENDORED.toml", "console.css/x", ""])
+@pytest.mark.parametrize("name", ["../__init__.py", "..%2f__init__.py", "VENDORED.toml", "pages.css/x", ""])
 def test_other_static_paths_are_not_found(local: TestClient, name: str) -> None:
     digest = open_page(local).find_all("link")[0]["href"].split("/")[-2]
 

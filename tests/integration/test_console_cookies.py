@@ -17,9 +17,9 @@ from mlapi import User, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
-from mlapi.entrypoints.console.app import ConsoleApp
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.sessions import MAX_COOKIE_CHARS, MAX_FLASH_CHARS, Sessions
+from mlapi.entrypoints.pages import PagesApp
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
 from tests.contract.test_http import BASE
@@ -49,8 +49,8 @@ def client(users: Users, mode: AdminPolicy) -> Iterator[TestClient]:
 def console_paths(user: User, key_id: str) -> list[str]:
     """Return the path of every page, for a user who has an API key."""
     app = next(route.endpoint for route in console_routes())
-    assert isinstance(app, ConsoleApp)
-    values = {"user_id": str(user.id), "key_id": key_id, "digest": "0" * 32, "name": "console.css"}
+    assert isinstance(app, PagesApp)
+    values = {"user_id": str(user.id), "key_id": key_id, "digest": "0" * 32, "name": "pages.css"}
     return [re.sub(r"{(\w+)}", lambda match: values[match[1]], route.path) for route in app.routes]
 
 

@@ -11,9 +11,9 @@ from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
-from mlapi.entrypoints.console.app import ConsoleApp
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.sessions import Sessions
+from mlapi.entrypoints.pages import PagesApp
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADMIN_TOKEN
@@ -25,7 +25,7 @@ MODES = {"local": AdminPolicy(docs_open=True), "token": AdminPolicy(admin_token=
 def find_paths() -> list[str]:
     """Return the path of every operation and of every console page."""
     console = console_routes()[0].endpoint
-    assert isinstance(console, ConsoleApp)
+    assert isinstance(console, PagesApp)
     return sorted({*(operation.path for operation in OPERATIONS), *(route.path for route in console.routes)})
 
 

@@ -33,10 +33,10 @@ from mlapi.config import CONTEXT_WORDS
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
-from mlapi.entrypoints.console.app import ConsoleApp
 from mlapi.entrypoints.guard import GuardMiddleware
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.sessions import Sessions
+from mlapi.entrypoints.pages import PagesApp
 from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_PATH_CHARS, MAX_QUERY_BYTES
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.testing.http import ADMIN_TOKEN
@@ -168,7 +168,7 @@ def find_targets() -> list[Target]:
     in_console = {**host, b"cookie": f"mlapi_session={cookie}".encode(), b"sec-fetch-site": b"same-origin"}
     as_admin = {**host, b"authorization": f"Bearer {ADMIN_TOKEN}".encode()}
     console = console_routes()[0].endpoint
-    assert isinstance(console, ConsoleApp)
+    assert isinstance(console, PagesApp)
     guarded = GuardMiddleware(
         PlainTextResponse("ok"),
         Guard(InMemoryUserRepository(), JwtTokenIssuer([b"k" * 32], lifetime=timedelta(1), issuer="", audience="")),

@@ -12,8 +12,8 @@ from itsdangerous.encoding import base64_decode, base64_encode
 
 from mlapi.domain.audit import DailyCount
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Bar, Day, chart_start, make_bar_chart, make_chart
 from mlapi.entrypoints.http.sessions import FLASH_SECONDS, IDLE_SECONDS, LIFETIME_SECONDS, Session, Sessions
+from mlapi.entrypoints.pages.chart import DAYS, HEIGHT, Bar, Day, chart_start, make_bar_chart, make_chart
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 from mlapi.entrypoints.wire.forms import unquote_form

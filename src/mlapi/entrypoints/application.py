@@ -17,6 +17,7 @@ from mlapi.application.users import Users
 from mlapi.bootstrap import in_memory_access, in_memory_usage
 from mlapi.domain.addresses import Network
 from mlapi.domain.usage import UsageRepository
+from mlapi.entrypoints.account import account_routes, link_routes
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
 from mlapi.entrypoints.http.browser_sessions import is_manager_in_browser
@@ -36,7 +37,10 @@ from mlapi.entrypoints.http.request_context import RequestContextMiddleware
 from mlapi.entrypoints.http.runtime import Runtime, install, lifespan_for, lifespan_from_config
 from mlapi.entrypoints.http.start_page import start_routes
 from mlapi.entrypoints.wire.operations import OPERATIONS
-from mlapi.entrypoints.wire.paths import CONSOLE_PATH, START_PATH
+from mlapi.entrypoints.wire.paths import ACCOUNT_PATH, CONSOLE_PATH, LINKS_PATH, START_PATH
+
+_PAGES = (CONSOLE_PATH, ACCOUNT_PATH, LINKS_PATH)
+"""The paths of pages, which check access themselves."""
 
 
 def create_app(
@@ -82,14 +86,14 @@ def create_app(
 
 def _build_app(lifespan: Lifespan[Starlette]) -> Starlette:
     app = _Application(
-        routes=[*operation_routes(), *start_routes(), *documentation_routes(), *console_routes()],
+        routes=[*operation_routes(), *start_routes(), *documentation_routes(), *_page_routes()],
         middleware=[
             Middleware(StartupErrorMiddleware),
             Middleware(RejectLargeHead),
             Middleware(RejectAmbiguousFraming),
             Middleware(
                 RequireAdmin,
-                exclude=[START_PATH, CONSOLE_PATH, f"{CONSOLE_PATH}/*"],
+                exclude=[START_PATH, *(pattern for path in _PAGES for pattern in (path, f"{path}/*"))],
                 is_manager=is_manager_in_browser,
             ),
         ],
@@ -98,6 +102,10 @@ def _build_app(lifespan: Lifespan[Starlette]) -> Starlette:
     )
     app.router.redirect_slashes = False  # a redirect would contain the host from the Host header, which may be forged
     return app
+
+
+def _page_routes() -> list[Route]:
+    return [*console_routes(), *account_routes(), *link_routes()]
 
 
 def operation_routes() -> list[Route]:

@@ -5,14 +5,13 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
-from mlapi.entrypoints.console.pages import render_page
-from mlapi.entrypoints.console.request import ConsoleRequest
+from mlapi.entrypoints.pages import PageRequest, render_page
 from mlapi.entrypoints.wire import queries
 
 ENTRIES_PER_PAGE = 50
 
 
-async def show_activity(request: ConsoleRequest) -> Response:
+async def show_activity(request: PageRequest) -> Response:
     parameters = request.query_parameters("user_id", "after")
     query = queries.parse_audit_query(urlencode({**parameters, "limit": ENTRIES_PER_PAGE}).encode("ascii"))
     list_page = partial(

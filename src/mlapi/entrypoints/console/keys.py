@@ -6,12 +6,11 @@ from http import HTTPStatus
 from starlette.responses import Response
 
 from mlapi.domain.errors import ApiKeyNotFoundError, FieldError, InvalidFieldsError
-from mlapi.entrypoints.console.pages import redirect, render_page
-from mlapi.entrypoints.console.request import ConsoleRequest
 from mlapi.entrypoints.console.users import errors_by_field, user_id_in_path, user_page
+from mlapi.entrypoints.pages import PageRequest, redirect, render_page
 
 
-async def add_key(request: ConsoleRequest) -> Response:
+async def add_key(request: PageRequest) -> Response:
     """Create a key and show it in this response. After a redirect, reloading the page could show it again."""
     user_id = user_id_in_path(request)
     if request.is_safe:
@@ -28,7 +27,7 @@ async def add_key(request: ConsoleRequest) -> Response:
     return await user_page(request, user_id, HTTPStatus.CREATED, secret=secret)
 
 
-async def remove_key(request: ConsoleRequest) -> Response:
+async def remove_key(request: PageRequest) -> Response:
     """Ask for confirmation on GET; remove the key on POST."""
     user_id, key_id = user_id_in_path(request), request.http_request.path_params["key_id"]
     user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)

@@ -8,9 +8,10 @@ from starlette.responses import Response
 from mlapi.bootstrap import AttemptLimits, in_memory_attempts
 from mlapi.domain.attempts import Attempt
 from mlapi.domain.errors import TooManyAttemptsError
-from mlapi.entrypoints.console.pages import LOGIN_PATH, redirect, render_page
-from mlapi.entrypoints.console.request import ConsoleRequest
+from mlapi.entrypoints.console.access import LOGIN_PATH
+from mlapi.entrypoints.http.browser_sessions import docs_cookies
 from mlapi.entrypoints.http.sessions import Session
+from mlapi.entrypoints.pages import PageRequest, redirect, render_page
 
 MAX_WRONG_TOKENS_PER_MINUTE = 10
 """The limit per process for each IPv4 address or IPv6 /64 network."""
@@ -27,7 +28,7 @@ class LoginPage:
             AttemptLimits(per_address=MAX_WRONG_TOKENS_PER_MINUTE, per_name=None, per_name_and_address=None)
         )
 
-    async def __call__(self, request: ConsoleRequest) -> Response:
+    async def __call__(self, request: PageRequest) -> Response:
         if request.admin_policy.mode != "token" or request.session is not None:
             return redirect(request)
         if request.is_safe:
@@ -53,20 +54,14 @@ class LoginPage:
         return _set_all_cookies(redirect(request), request, session, cookie)
 
 
-async def log_out(request: ConsoleRequest) -> Response:
+async def log_out(request: PageRequest) -> Response:
     """Delete the cookies. Sessions are not stored on the server."""
     return _set_all_cookies(redirect(request, LOGIN_PATH, flash="You have logged out."), request, None, "")
 
 
-def _set_all_cookies(response: Response, request: ConsoleRequest, session: Session | None, cookie: str) -> Response:
+def _set_all_cookies(response: Response, request: PageRequest, session: Session | None, cookie: str) -> Response:
     """Set the cookies of a new session, or delete them."""
-    set_session_cookie(response, request, cookie)
-    for docs_cookie in request.docs_cookies(session):
-        response.headers.append("Set-Cookie", docs_cookie)
-    return response
-
-
-def set_session_cookie(response: Response, request: ConsoleRequest, value: str) -> Response:
-    """Set the session cookie. An empty value deletes it."""
-    response.headers.append("Set-Cookie", request.session_cookie(value))
+    cookies = docs_cookies(request.http_request.scope, request.client, request.sessions, session)
+    for set_cookie in (request.session_cookie(cookie), *cookies):
+        response.headers.append("Set-Cookie", set_cookie)
     return response

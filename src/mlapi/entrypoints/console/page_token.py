@@ -3,11 +3,11 @@
 import msgspec
 from starlette.responses import Response
 
-from mlapi.entrypoints.console.request import ConsoleRequest
+from mlapi.entrypoints.pages import PageRequest
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 
 
-async def show_page_token(request: ConsoleRequest) -> Response:
+async def show_page_token(request: PageRequest) -> Response:
     """Return a token as JSON, or null if no manager is logged in.
 
     Raises:
@@ -17,5 +17,6 @@ async def show_page_token(request: ConsoleRequest) -> Response:
     client = request.client
     if client.reveals_origin and not client.is_same_origin:
         raise AdminAccessDeniedError("Only this service's own pages may request a page token")
-    token = None if request.session is None else request.sessions.page_token(request.session)
+    session = None if request.session is None else request.session.cookie_session
+    token = None if session is None else request.sessions.page_token(session)
     return Response(msgspec.json.encode({"token": token}), media_type="application/json")

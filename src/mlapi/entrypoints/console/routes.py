@@ -3,23 +3,23 @@
 from starlette.routing import Route
 
 from mlapi.entrypoints.console import users
+from mlapi.entrypoints.console.access import CONSOLE, LOGIN_PATH, PAGE_TOKEN_PATH
 from mlapi.entrypoints.console.activity import show_activity
-from mlapi.entrypoints.console.app import ConsoleApp
-from mlapi.entrypoints.console.assets import ASSETS_PATH, show_asset
 from mlapi.entrypoints.console.keys import add_key, remove_key
 from mlapi.entrypoints.console.login import LoginPage, log_out
 from mlapi.entrypoints.console.page_token import show_page_token
-from mlapi.entrypoints.console.pages import LOGIN_PATH, PAGE_TOKEN_PATH
 from mlapi.entrypoints.console.usage import show_usage
+from mlapi.entrypoints.pages import site_routes
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 
 _GET_AND_POST = ["GET", "POST"]
 
 
 def console_routes() -> list[Route]:
-    """Return the routes that add the console to an application. Both lead to the same `ConsoleApp`."""
+    """Return the routes that add the console to an application."""
     user = f"{CONSOLE_PATH}/users/{{user_id}}"
-    app = ConsoleApp(
+    return site_routes(
+        CONSOLE,
         [
             Route(CONSOLE_PATH, users.show_users, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/", users.redirect_to_users, methods=["GET"]),
@@ -38,10 +38,5 @@ def console_routes() -> list[Route]:
             Route(f"{user}/remove", users.remove_user, methods=_GET_AND_POST),
             Route(f"{user}/keys", add_key, methods=_GET_AND_POST),
             Route(f"{user}/keys/{{key_id}}/remove", remove_key, methods=_GET_AND_POST),
-            Route(f"{CONSOLE_PATH}{ASSETS_PATH}{{digest}}/{{name}}", show_asset, methods=["GET"]),
-        ]
+        ],
     )
-    return [
-        Route(CONSOLE_PATH, app, include_in_schema=False),
-        Route(f"{CONSOLE_PATH}/{{path:path}}", app, include_in_schema=False),
-    ]

@@ -1,7 +1,6 @@
 """The usage page: requests and units per day, of all users or of one user."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from http import HTTPStatus
 
@@ -11,33 +10,15 @@ from starlette.responses import Response
 from mlapi.application.usage_reports import iterate_usage
 from mlapi.domain.credentials import ApiKeyId
 from mlapi.domain.errors import FieldError, InvalidFieldsError, SearchUnavailableError, UserNotFoundError
-from mlapi.domain.usage import DailyUsage, DayRange, UsageRepository
+from mlapi.domain.usage import DayRange
 from mlapi.domain.users import User, UserId, utc_now
-from mlapi.entrypoints.console.chart import BarChart, make_bar_chart
-from mlapi.entrypoints.console.pages import render_page
-from mlapi.entrypoints.console.request import ConsoleRequest
 from mlapi.entrypoints.http.runtime import Runtime
+from mlapi.entrypoints.pages import PageRequest, render_page
+from mlapi.entrypoints.pages.usage import UsageOverview, default_days, read_overview
 from mlapi.entrypoints.wire import queries, requests
 
 MAX_CHART_DAYS = 366
 TOP_USERS = 10
-
-
-@attrs.frozen(kw_only=True)
-class UsageOverview:
-    """The charts of requests and units per day.
-
-    Attributes:
-        requests: the chart of the requests.
-        units: the chart of the units.
-        days: the days that have usage, for a table.
-        last_seen: the time of the user's latest request on any day; None for the overview of all users.
-    """
-
-    requests: BarChart
-    units: BarChart
-    days: Sequence[DailyUsage]
-    last_seen: datetime | None
 
 
 @attrs.frozen(kw_only=True)
@@ -57,23 +38,7 @@ class UsageShare:
     units: int
 
 
-def default_days() -> DayRange:
-    """Return the days that the page shows by default. The last day is today."""
-    return queries.parse_days({}, today=utc_now().date())
-
-
-def read_overview(usage: UsageRepository, days: DayRange, user_id: UserId | None = None) -> UsageOverview:
-    """Return the overview of all users, or of one user."""
-    found = usage.sum_per_day(first_day=days.first, last_day=days.last, user_id=user_id)
-    return UsageOverview(
-        requests=make_bar_chart({day.day: day.requests for day in found}, days.first, days.last),
-        units=make_bar_chart({day.day: day.units for day in found}, days.first, days.last),
-        days=found,
-        last_seen=None if user_id is None else usage.last_seen([user_id]).get(user_id),
-    )
-
-
-async def show_usage(request: ConsoleRequest) -> Response:
+async def show_usage(request: PageRequest) -> Response:
     """Show the usage of all users and the users with the most requests, or the usage of one user by API key."""
     parameters = request.query_parameters("user_id", "from", "to")
     user_id = requests.parse_user_id(parameters["user_id"]) if "user_id" in parameters else None

@@ -17,11 +17,10 @@ from mlapi.domain.errors import FieldError, InvalidFieldsError, SearchUnavailabl
 from mlapi.domain.expiry import Extension, parse_extension
 from mlapi.domain.rules import MAX_USERNAME_CHARS, UserFilter
 from mlapi.domain.users import User, UserId, utc_now
-from mlapi.entrypoints.console.chart import Chart, chart_start, make_chart
-from mlapi.entrypoints.console.pages import redirect, render_page
-from mlapi.entrypoints.console.request import ConsoleRequest
-from mlapi.entrypoints.console.usage import UsageOverview, default_days, read_overview
 from mlapi.entrypoints.http.user_lists import list_users
+from mlapi.entrypoints.pages import PageRequest, redirect, render_page
+from mlapi.entrypoints.pages.chart import Chart, chart_start, make_chart
+from mlapi.entrypoints.pages.usage import UsageOverview, default_days, read_overview
 from mlapi.entrypoints.wire import queries, requests
 
 USERS_PER_PAGE = 25
@@ -36,7 +35,7 @@ _ENDING = "ending"
 """A value of the state filter: active users whose access expires soon."""
 
 
-async def show_users(request: ConsoleRequest) -> Response:
+async def show_users(request: PageRequest) -> Response:
     """Show a page of the user list, below a chart of recent registrations and removals."""
     parameters = request.query_parameters(*_LIST_PARAMETERS)
     typed, notice = parameters.get("q", ""), ""
@@ -102,7 +101,7 @@ class Overview:
     has_more_ending: bool
 
 
-async def _read_overview(request: ConsoleRequest) -> Overview | None:
+async def _read_overview(request: PageRequest) -> Overview | None:
     """Return the overview, or None if the database cannot be read now."""
     if request.is_partial:  # htmx replaces only the list
         return None
@@ -138,11 +137,11 @@ def _find_ending(users: Users, now: datetime) -> list[User]:
         period /= 4
 
 
-async def redirect_to_users(request: ConsoleRequest) -> Response:
+async def redirect_to_users(request: PageRequest) -> Response:
     return redirect(request)
 
 
-async def add_user(request: ConsoleRequest) -> Response:
+async def add_user(request: PageRequest) -> Response:
     if request.is_safe:
         return render_page(request, "add_user.html", form={}, errors={})
     form, users = request.form, request.users
@@ -163,11 +162,11 @@ async def add_user(request: ConsoleRequest) -> Response:
     return render_page(request, "add_user.html", status, form=form, errors=errors)
 
 
-async def show_user(request: ConsoleRequest) -> Response:
+async def show_user(request: PageRequest) -> Response:
     return await user_page(request, user_id_in_path(request))
 
 
-async def set_enabled(request: ConsoleRequest) -> Response:
+async def set_enabled(request: PageRequest) -> Response:
     """Enable or disable a user, then redirect to the page with the button: the user's page or the list."""
     user_id = user_id_in_path(request)
     if request.is_safe:
@@ -183,7 +182,7 @@ async def set_enabled(request: ConsoleRequest) -> Response:
     return redirect(request, f"?{query}" if query else "", flash=flash)
 
 
-async def set_password(request: ConsoleRequest) -> Response:
+async def set_password(request: PageRequest) -> Response:
     user_id = user_id_in_path(request)
     if request.is_safe:
         return redirect(request, f"/users/{user_id}")
@@ -198,7 +197,7 @@ async def set_password(request: ConsoleRequest) -> Response:
     return redirect(request, f"/users/{user_id}", flash=flash)
 
 
-async def set_expiry(request: ConsoleRequest) -> Response:
+async def set_expiry(request: PageRequest) -> Response:
     """Set, extend or remove the expiry of a user's access."""
     user_id = user_id_in_path(request)
     if request.is_safe:
@@ -218,7 +217,7 @@ async def set_expiry(request: ConsoleRequest) -> Response:
     return redirect(request, f"/users/{user_id}", flash=f"Access of {user.username} {text}.")
 
 
-async def set_plan(request: ConsoleRequest) -> Response:
+async def set_plan(request: PageRequest) -> Response:
     user_id = user_id_in_path(request)
     if request.is_safe:
         return redirect(request, f"/users/{user_id}")
@@ -230,7 +229,7 @@ async def set_plan(request: ConsoleRequest) -> Response:
     return redirect(request, f"/users/{user_id}", flash=f"User {user.username} now has {text}.")
 
 
-async def _update(request: ConsoleRequest, user_id: UserId, **changes: Any) -> User:  # noqa: ANN401 - see `Users.prepare_update`
+async def _update(request: PageRequest, user_id: UserId, **changes: Any) -> User:  # noqa: ANN401 - see `Users.prepare_update`
     change = await request.runtime.executor.apply(request.users.prepare_update(user_id=user_id, **changes))
     return change.after
 
@@ -255,7 +254,7 @@ def _parse_expiry(text: str) -> datetime | Extension | None:
         raise InvalidFieldsError((FieldError("expires_on", "must be a date such as 2030-01-31"),)) from None
 
 
-async def revoke_tokens(request: ConsoleRequest) -> Response:
+async def revoke_tokens(request: PageRequest) -> Response:
     user_id = user_id_in_path(request)
     if request.is_safe:
         return redirect(request, f"/users/{user_id}")
@@ -263,7 +262,7 @@ async def revoke_tokens(request: ConsoleRequest) -> Response:
     return redirect(request, f"/users/{user_id}", flash=f"All tokens of {user.username} were revoked.")
 
 
-async def remove_user(request: ConsoleRequest) -> Response:
+async def remove_user(request: PageRequest) -> Response:
     """Ask for confirmation on GET; remove the user on POST."""
     user_id = user_id_in_path(request)
     if request.is_safe:
@@ -274,7 +273,7 @@ async def remove_user(request: ConsoleRequest) -> Response:
 
 
 async def user_page(
-    request: ConsoleRequest,
+    request: PageRequest,
     user_id: UserId,
     status: int = HTTPStatus.OK,
     *,
@@ -318,7 +317,7 @@ async def user_page(
     )
 
 
-def user_id_in_path(request: ConsoleRequest) -> UserId:
+def user_id_in_path(request: PageRequest) -> UserId:
     return requests.parse_user_id(request.http_request.path_params["user_id"])
 
 

@@ -16,9 +16,8 @@ from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.sessions import LIFETIME_SECONDS, Session, Sessions
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.headers import get_cookies, header_values
-from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, base_path, is_docs_path, relative_path
+from mlapi.entrypoints.wire.paths import DOCS_PATH, OPENAPI_PATH, base_path, is_docs_path, relative_path
 
-SESSION_COOKIE = "session"
 _DOCS_COOKIE = "docs"
 _PAGE_TOKEN_HEADER = b"x-page-token"
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -53,16 +52,6 @@ def _has_page_access(client: Client, policy: AdminPolicy) -> bool:
     except MlapiError:
         return False
     return True
-
-
-def session_cookies(client: Client) -> list[str]:
-    """Return the session cookies of a request. Other applications on this host may use the same name."""
-    return get_cookies(client.headers, cookie_name(client, SESSION_COOKIE))
-
-
-def session_cookie(scope: Scope, client: Client, value: str) -> str:
-    """Return a Set-Cookie header for the session. An empty value deletes the cookie."""
-    return set_cookie(client, SESSION_COOKIE, value, base_path(scope) + CONSOLE_PATH, LIFETIME_SECONDS if value else 0)
 
 
 def docs_cookies(scope: Scope, client: Client, sessions: Sessions, session: Session | None) -> list[str]:

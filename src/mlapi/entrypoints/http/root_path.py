@@ -3,9 +3,10 @@
 from starlette.types import Scope
 
 from mlapi.entrypoints.wire.operations import OPERATIONS
-from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH
+from mlapi.entrypoints.wire.paths import ACCOUNT_PATH, CONSOLE_PATH, DOCS_PATH, LINKS_PATH, OPENAPI_PATH
 
-_OWN_PATHS = [*(operation.path for operation in OPERATIONS), CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH]
+_PAGES = (ACCOUNT_PATH, CONSOLE_PATH, DOCS_PATH, LINKS_PATH, OPENAPI_PATH)
+_OWN_PATHS = [*(operation.path for operation in OPERATIONS), *_PAGES]
 _OWN_SEGMENTS = frozenset(path.split("/")[1] for path in _OWN_PATHS)
 
 

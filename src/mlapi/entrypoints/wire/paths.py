@@ -6,6 +6,8 @@ from urllib.parse import quote
 
 START_PATH = "/"
 CONSOLE_PATH = "/console"
+ACCOUNT_PATH = "/account"
+LINKS_PATH = "/links"
 DOCS_PATH = "/docs"
 OPENAPI_PATH = "/openapi.json"
 _DOCS_PREFIXES = (f"{DOCS_PATH}/", f"{OPENAPI_PATH}/")

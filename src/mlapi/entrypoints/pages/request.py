@@ -1,18 +1,20 @@
-"""The request object that console pages receive."""
+"""The request object that pages receive, and the site and access rule that it belongs to."""
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import attrs
 from starlette.requests import Request
 
 from mlapi.application.deadlines import PausedDeadline
 from mlapi.application.users import Users
+from mlapi.domain.commands import ANYONE
 from mlapi.domain.errors import FieldError, InvalidFieldsError
+from mlapi.domain.users import User
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.http.browser_sessions import cookie_name, docs_cookies, session_cookie, set_cookie
+from mlapi.entrypoints.http.browser_sessions import cookie_name, set_cookie
 from mlapi.entrypoints.http.runtime import Runtime
-from mlapi.entrypoints.http.sessions import FLASH_SECONDS, Session, Sessions
+from mlapi.entrypoints.http.sessions import FLASH_SECONDS, LIFETIME_SECONDS, Session, Sessions
 from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import (
@@ -22,7 +24,7 @@ from mlapi.entrypoints.wire.errors import (
 )
 from mlapi.entrypoints.wire.forms import decode_form
 from mlapi.entrypoints.wire.headers import FORM, get_cookies, validate_content_headers
-from mlapi.entrypoints.wire.paths import CONSOLE_PATH, base_path
+from mlapi.entrypoints.wire.paths import base_path
 from mlapi.entrypoints.wire.queries import split_query
 
 T = TypeVar("T")
@@ -31,21 +33,97 @@ _FLASH_COOKIE = "flash"
 
 
 @attrs.frozen(kw_only=True)
-class ConsoleRequest:
+class PageSession:
+    """The session of the client that opened a page.
+
+    Attributes:
+        csrf_token: every form contains this token, which proves that the form belongs to this session.
+        actor: the name of the client in the audit trail.
+        user: the user who is signed in; None for managers.
+        cookie_session: the session in the cookie of the console.
+    """
+
+    csrf_token: str = attrs.field(repr=False)
+    actor: str
+    user: User | None = None
+    cookie_session: Session | None = None
+
+
+class AccessRule(Protocol):
+    """Decides who may open the pages of a site."""
+
+    def is_public(self, path: str) -> bool:
+        """Return whether a page needs no session.
+
+        Args:
+            path: relative to the path of the site.
+        """
+        ...
+
+    async def open_session(self, request: "PageRequest") -> tuple[PageSession | None, Sequence[str]]:
+        """Return the session of a request, and Set-Cookie headers for the response.
+
+        Raises:
+            MlapiError: if the client may not open any page of the site.
+        """
+        ...
+
+
+class PublicAccess:
+    """An `AccessRule` for pages that anyone may open, without a session."""
+
+    def is_public(self, path: str) -> bool:  # noqa: ARG002 - part of the protocol
+        return True
+
+    async def open_session(self, request: "PageRequest") -> tuple[PageSession | None, Sequence[str]]:  # noqa: ARG002 - part of the protocol
+        return None, ()
+
+
+@attrs.frozen(kw_only=True)
+class Site:
+    """A group of pages below one path, with one access rule.
+
+    Attributes:
+        name: the name in error messages and metrics, such as ``console``.
+        path: the path, such as ``/console``.
+        package: the package with the folder ``templates``, which may replace templates of `mlapi.entrypoints.pages`.
+        access: decides who may open the pages.
+        home: the name of the page at the path, in links to it. Empty if there is no page.
+        login_path: where clients without a session are sent, relative to the path of the site.
+        cookie: the name of the session cookie.
+    """
+
+    name: str
+    path: str
+    package: str
+    access: AccessRule
+    home: str = ""
+    login_path: str = ""
+    cookie: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class PageRequest:
     """A request, together with the session, form and services that a page needs."""
 
+    site: Site
     http_request: Request
     client: Client
     sessions: Sessions
-    session: Session | None = None
-    """None on the login page if the client is not logged in."""
+    session: PageSession | None = None
+    """None on public pages if the client is not signed in."""
     form: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     """The form values by field name. Forms that repeat a field are rejected."""
 
     @property
     def base(self) -> str:
-        """The URL-encoded path of the console as the browser sees it."""
-        return base_path(self.http_request.scope) + CONSOLE_PATH
+        """The URL-encoded path of the site as the browser sees it."""
+        return base_path(self.http_request.scope) + self.site.path
+
+    @property
+    def path(self) -> str:
+        """The path of the page, relative to the path of the site."""
+        return self.client.path.removeprefix(self.site.path)
 
     @property
     def admin_policy(self) -> AdminPolicy:
@@ -59,8 +137,8 @@ class ConsoleRequest:
 
     @property
     def users(self) -> Users:
-        """The users, with the console as the actor in the audit trail."""
-        return self.runtime.as_actor("console")
+        """The users, with the client as the actor in the audit trail."""
+        return self.runtime.as_actor(ANYONE if self.session is None else self.session.actor)
 
     @property
     def address(self) -> str:
@@ -100,13 +178,14 @@ class ConsoleRequest:
         value, max_age_seconds = (self.sessions.sign(text), FLASH_SECONDS) if text else ("", 0)
         return set_cookie(self.client, _FLASH_COOKIE, value, self.base, max_age_seconds)
 
-    def docs_cookies(self, session: Session | None) -> list[str]:
-        """Return the Set-Cookie headers that let a session read the documentation, or delete these cookies."""
-        return docs_cookies(self.http_request.scope, self.client, self.sessions, session)
+    @property
+    def session_cookies(self) -> list[str]:
+        """The session cookies of the site. Other applications on this host may have set cookies of the same name."""
+        return get_cookies(self.client.headers, cookie_name(self.client, self.site.cookie))
 
     def session_cookie(self, value: str) -> str:
         """Return a Set-Cookie header for the session. An empty value deletes the cookie."""
-        return session_cookie(self.http_request.scope, self.client, value)
+        return set_cookie(self.client, self.site.cookie, value, self.base, LIFETIME_SECONDS if value else 0)
 
 
 async def read_form(request: Request) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The console as an ASGI application: access control, CSRF protection and routing."""
+"""The pages of a site as an ASGI application: access control, CSRF protection and routing."""
 
 import hmac
 from collections.abc import Sequence
@@ -12,36 +12,47 @@ from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from mlapi.domain.errors import MlapiError
-from mlapi.entrypoints.console.assets import ASSETS_PATH
-from mlapi.entrypoints.console.login import set_session_cookie
-from mlapi.entrypoints.console.pages import HEADERS, LOGIN_PATH, PAGE_TOKEN_PATH, error_page, handle_error, redirect
-from mlapi.entrypoints.console.request import ConsoleRequest, read_form
-from mlapi.entrypoints.http.browser_sessions import session_cookies
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.sessions import Sessions
+from mlapi.entrypoints.pages.assets import ASSETS_PATH, show_asset
+from mlapi.entrypoints.pages.rendering import HEADERS, error_page, handle_error, redirect
+from mlapi.entrypoints.pages.request import PageRequest, Site, read_form
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
-from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 
 
-class ConsoleApp:
-    """The ASGI application that serves every path of the console.
-
-    Access depends on the admin mode. In token mode, only the login page and the static files are public, and all other
-    pages redirect to the login page. Local mode needs no login; sessions only protect its forms. In locked mode, every
-    request is rejected except those for static files.
-
-    A request that changes something must contain the ``csrf_token`` of the session, and its headers must show that a
-    browser sent it from a console page.
+def site_routes(site: Site, pages: Sequence[Route]) -> list[Route]:
+    """Return the routes that add a site to an application. Both lead to the same `PagesApp`.
 
     Args:
-        routes: the pages. Their endpoints are functions from a `ConsoleRequest` to a response.
+        site: the site.
+        pages: its pages. Their paths start with the path of the site.
+    """
+    app = PagesApp(site, [*pages, Route(f"{site.path}{ASSETS_PATH}{{digest}}/{{name}}", show_asset, methods=["GET"])])
+    return [
+        Route(site.path, app, include_in_schema=False),
+        Route(f"{site.path}/{{path:path}}", app, include_in_schema=False),
+    ]
+
+
+class PagesApp:
+    """The ASGI application that serves every path of a site.
+
+    The static files are public. The `AccessRule` of the site decides about all other paths: without a session, only its
+    public pages can be opened, and all others redirect to the login page.
+
+    A request that changes something must contain the ``csrf_token`` of the session, and its headers must show that a
+    browser sent it from one of our own pages.
+
+    Args:
+        site: the site.
+        routes: the pages. Their endpoints are functions from a `PageRequest` to a response.
     """
 
-    name = "console"
-    """The name of the endpoint in the metrics."""
-
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, site: Site, routes: Sequence[Route]) -> None:
+        self.site = site
         self.routes = routes
+        self.name = site.name
+        """The name of the endpoint in the metrics."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -53,7 +64,8 @@ class ConsoleApp:
 
         http_request = Request(scope, receive)
         state = http_request.app.state
-        request = ConsoleRequest(
+        request = PageRequest(
+            site=self.site,
             http_request=http_request,
             client=connected_client(scope, receive).with_forwarded_scheme(state.runtime.trusted_proxies),
             sessions=Sessions(state.admin_policy.session_key),
@@ -69,32 +81,24 @@ class ConsoleApp:
             raise
         await response(scope, receive, send_with_headers)
 
-    async def _respond(self, request: ConsoleRequest) -> Response:
+    async def _respond(self, request: PageRequest) -> Response:
         try:
-            path = request.client.path.removeprefix(CONSOLE_PATH)
-            if path.startswith(ASSETS_PATH) and request.is_safe:
+            if request.path.startswith(ASSETS_PATH) and request.is_safe:
                 return await self._route(request)
-            request.admin_policy.check_page(request.client)
-            sent_cookies = session_cookies(request.client)
-            session, cookie = request.sessions.load_first(sent_cookies), None
-            if session is None and request.admin_policy.mode != "token":
-                session, cookie = request.sessions.create()
-            if session is None and path not in {LOGIN_PATH, PAGE_TOKEN_PATH}:
-                return redirect(request, LOGIN_PATH)
+            session, cookies = await self.site.access.open_session(request)
+            if session is None and not self.site.access.is_public(request.path):
+                return redirect(request, self.site.login_path)
             request = attrs.evolve(request, session=session)
-            # Only page views renew the session: every form redirects to a page, and logging out must delete the cookie.
-            if request.is_safe and cookie is None:
-                cookie = request.sessions.renew(session) if session is not None else _clear_cookie(sent_cookies)
             if not request.is_safe:
                 request = await _with_form(request)
             response = await self._route(request)
         except MlapiError as error:
             return handle_error(request, error)
-        if cookie is None:
-            return response
-        return set_session_cookie(response, request, cookie)
+        for cookie in cookies:
+            response.headers.append("Set-Cookie", cookie)
+        return response
 
-    async def _route(self, request: ConsoleRequest) -> Response:
+    async def _route(self, request: PageRequest) -> Response:
         scope = request.http_request.scope
         for route in self.routes:
             match, found = route.matches(scope)
@@ -106,23 +110,20 @@ class ConsoleApp:
                 allowed = ", ".join(sorted(route.methods or ()))
                 text = f"This page accepts only these methods: {allowed}."
                 return error_page(request, HTTPStatus.METHOD_NOT_ALLOWED, text, headers=[("Allow", allowed)])
-        return error_page(request, HTTPStatus.NOT_FOUND, "The console has no page at this address.")
+        return error_page(request, HTTPStatus.NOT_FOUND, "There is no page at this address.")
 
 
-def _clear_cookie(sent_cookies: list[str]) -> str | None:
-    """Return the Set-Cookie value that removes invalid session cookies, or None if the browser sent none."""
-    return "" if sent_cookies else None
-
-
-async def _with_form(request: ConsoleRequest) -> ConsoleRequest:
+async def _with_form(request: PageRequest) -> PageRequest:
     """Return the request with its form.
 
     Raises:
-        AdminAccessDeniedError: if the form was not sent from a console page, or belongs to another session.
+        AdminAccessDeniedError: if the form was not sent from one of our pages, or belongs to another session.
         InvalidFieldsError, BodyTooLargeError: if the form cannot be read.
     """
     if not request.client.is_same_origin:
-        raise AdminAccessDeniedError("The console accepts forms only from its own pages, opened in a browser")
+        raise AdminAccessDeniedError(
+            f"The {request.site.name} accepts forms only from its own pages, opened in a browser"
+        )
     form = await read_form(request.http_request)
     if request.session is not None:
         given, expected = form.get("csrf_token", ""), request.session.csrf_token

@@ -1,4 +1,4 @@
-"""Console responses: pages, redirects and error pages."""
+"""Responses with pages, redirects and error pages."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -17,9 +17,9 @@ from mlapi.domain.errors import (
     ServiceUnavailableError,
     UserNotFoundError,
 )
-from mlapi.entrypoints.console.assets import asset_path
-from mlapi.entrypoints.console.request import ConsoleRequest
 from mlapi.entrypoints.http.middleware import logged_error_response
+from mlapi.entrypoints.pages.assets import asset_path
+from mlapi.entrypoints.pages.request import PageRequest
 from mlapi.entrypoints.wire.paths import DOCS_PATH, base_path
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def render_page(
-    request: ConsoleRequest,
+    request: PageRequest,
     template: str,
     status: int = 200,
     *,
@@ -37,10 +37,11 @@ def render_page(
     """Render a template with the flash message from the previous page, if any."""
     flash_cookies = request.flash_cookies
     text = (
-        _templates()
+        _templates(request.site.package)
         .get_template(template)
         .render(
             base=request.base,
+            home=request.site.home,
             docs=base_path(request.http_request.scope) + DOCS_PATH,
             asset=lambda name: request.base + asset_path(name),
             session=request.session,
@@ -55,12 +56,12 @@ def render_page(
     return response
 
 
-def redirect(request: ConsoleRequest, path: str = "", *, flash: str = "") -> Response:
-    """Redirect to another console page, which shows the flash message.
+def redirect(request: PageRequest, path: str = "", *, flash: str = "") -> Response:
+    """Redirect to another page of the site, which shows the flash message.
 
     The Location header contains no host name, because the Host header of the request may be forged.
     """
-    if request.is_partial and path == LOGIN_PATH:  # htmx would show the login page inside the current page
+    if request.is_partial and path == request.site.login_path:  # htmx would show the login page inside the current page
         return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": request.base + path})
     response = Response(status_code=HTTPStatus.SEE_OTHER, headers={"Location": request.base + path})
     if flash:
@@ -68,7 +69,7 @@ def redirect(request: ConsoleRequest, path: str = "", *, flash: str = "") -> Res
     return response
 
 
-def handle_error(request: ConsoleRequest, error: MlapiError) -> Response:
+def handle_error(request: PageRequest, error: MlapiError) -> Response:
     """Return the error page for an error that is not shown next to a form field."""
     api_response = logged_error_response(request.http_request, error)
     match error:
@@ -88,13 +89,11 @@ def handle_error(request: ConsoleRequest, error: MlapiError) -> Response:
     return error_page(request, api_response.status, text, headers=headers)
 
 
-def error_page(request: ConsoleRequest, status: int, text: str, *, headers: Iterable[tuple[str, str]] = ()) -> Response:
+def error_page(request: PageRequest, status: int, text: str, *, headers: Iterable[tuple[str, str]] = ()) -> Response:
     title = _TITLES.get(status, HTTPStatus(status).phrase.capitalize())
     return render_page(request, "error.html", status, headers=headers, title=title, text=text)
 
 
-LOGIN_PATH = "/log-in"
-PAGE_TOKEN_PATH = "/page-token"  # noqa: S105 - a path
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -102,7 +101,7 @@ HEADERS: Mapping[str, str] = {
     ),
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    # With no-referrer, browsers would send "Origin: null" with the console's forms.
+    # With no-referrer, browsers would send "Origin: null" with our forms.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -119,11 +118,12 @@ _TITLES: Mapping[int, str] = {
 
 
 @cache
-def _templates() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - takes 40 ms, so import it on first use
+def _templates(package: str) -> "Environment":
+    """Return the templates of a site. They replace shared templates of the same name."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - takes 40 ms, so import it on first use
 
     environment = Environment(
-        loader=PackageLoader("mlapi.entrypoints.console"),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("mlapi.entrypoints.pages")]),
         autoescape=True,
         undefined=StrictUndefined,
         auto_reload=False,
