@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from mlapi.application.deadlines import PausedDeadline
 from mlapi.application.users import Users
-from mlapi.domain.commands import ANYONE
+from mlapi.domain.actors import ANYONE
 from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.domain.users import User
 from mlapi.entrypoints.admin import AdminPolicy
