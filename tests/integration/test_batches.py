@@ -42,6 +42,7 @@ from mlapi.domain.commands import (
     UserChange,
 )
 from mlapi.domain.credentials import ApiKeyPrincipal, Principal, PrincipalId
+from mlapi.domain.errors import TooManyApiKeysError
 from mlapi.domain.expiry import Extension
 from mlapi.domain.users import EncryptedPassword
 from mlapi.testing.samples import NOON
@@ -63,16 +64,17 @@ reencryptions = st.tuples(st.just("reencrypt"), user_numbers, password_ages)
 removals = st.tuples(st.just("remove"), user_numbers)
 renamings = st.tuples(st.just("rename"), user_numbers, st.sampled_from(["ada", "ADA", "bob", "eve", "kim"]))
 extensions = st.tuples(st.just("extend"), user_numbers, st.integers(1, 2))
-added_keys = st.tuples(st.just("add key"), user_numbers, st.booleans())
+added_keys = st.tuples(st.just("add key"), user_numbers, st.booleans(), st.none() | st.integers(1, 3))
 used_keys = st.tuples(st.just("use key"), key_numbers, st.sampled_from([-90, 0, 57, 58, 59, 60, 61]))
 removed_keys = st.tuples(st.just("remove key"), key_numbers)
+removed_own_keys = st.tuples(st.just("remove own key"), key_numbers, user_numbers)
 user_templates = registrations | toggles | token_endings | password_changes | reencryptions | removals
 updates = renamings | extensions
-templates = user_templates | updates | added_keys | used_keys | removed_keys
+templates = user_templates | updates | added_keys | used_keys | removed_keys | removed_own_keys
 Template = tuple[object, ...]
 INITIAL_TEMPLATES: list[Template] = [
     *(("register", name) for name in ("eve", "kay", "liz")),
-    *(("add key", number, number == 0) for number in (0, 0, 1)),
+    *(("add key", number, number == 0, None) for number in (0, 0, 1)),
 ]
 batches = st.lists(st.lists(templates, min_size=1, max_size=12), min_size=1, max_size=4)
 
@@ -145,13 +147,15 @@ class Replay:
             case "extend", int(number), int(months):
                 plan = f"plan at {self._now}"
                 return UpdateUser(user_id=self._id(number), expires=Extension(months=months), plan=plan, at=self._now)
-            case "add key", int(number), bool(expires):
-                return AddApiKey(key=self._new_key(number, expires=expires))
+            case "add key", int(number), bool(expires), None | int() as limit:
+                return AddApiKey(key=self._new_key(number, expires=expires), limit=limit)
             case "use key", int(number), int(seconds):
                 return RecordApiKeyUse(key_id=_key_id(number), at=self._now + timedelta(seconds=seconds))
             case "remove key", int(number):
                 self._used_key_numbers.discard(number)
                 return RemoveApiKey(key_id=_key_id(number), at=self._now)
+            case "remove own key", int(number), int(user_number):
+                return RemoveApiKey(key_id=_key_id(number), owner=self._id(user_number), at=self._now)
         raise AssertionError(kind)
 
     def _password(self, age: int) -> EncryptedPassword:
@@ -189,6 +193,8 @@ class Replay:
             return self._numbered(outcome.before), self._numbered(outcome.after)
         if isinstance(outcome, ApiKeyNotFoundError | ChangeRejectedError):
             return outcome
+        if isinstance(outcome, TooManyApiKeysError):
+            return TooManyApiKeysError(self._number(outcome.user_id), outcome.limit)
         return type(outcome)(self._number(outcome.user_id))
 
     def _numbered_principal(self, principal: Principal | None) -> object:

@@ -30,6 +30,8 @@ PATHS = {
     "/users/me": ["GET"],
     "/users/me/password": ["PUT"],
     "/users/me/tokens": ["DELETE"],
+    "/users/me/keys": ["GET", "POST"],
+    "/users/me/keys/0123456789abcdef": ["DELETE"],
     "/users/me/usage": ["GET"],
 }
 CLOSED_PATHS = [

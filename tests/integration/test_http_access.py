@@ -236,6 +236,8 @@ def test_wrong_method_response_lists_the_allowed_methods(http: TestClient) -> No
             ("POST", "/token_status"),
             ("POST", "/users/me/password"),
             ("GET", "/users/me/tokens"),
+            ("PATCH", "/users/me/keys"),
+            ("GET", "/users/me/keys/x"),
             ("GET", "/users/1/password"),
             ("PATCH", "/users/1/keys"),
             ("GET", "/keys/x"),
@@ -247,6 +249,8 @@ def test_wrong_method_response_lists_the_allowed_methods(http: TestClient) -> No
         "/token_status": {"GET", "HEAD"},
         "/users/me/password": {"PUT"},
         "/users/me/tokens": {"DELETE"},
+        "/users/me/keys": {"GET", "HEAD", "POST"},
+        "/users/me/keys/x": {"DELETE"},
         "/users/1/password": {"PUT"},
         "/users/1/keys": {"GET", "HEAD", "POST"},
         "/keys/x": {"DELETE"},
@@ -371,7 +375,16 @@ def test_rejected_password_change_changes_nothing(
     assert status(http, issued)[0] == log_in(http).status_code == 200
 
 
-@pytest.mark.parametrize(("method", "path"), [("PUT", "/users/me/password"), ("DELETE", "/users/me/tokens")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/users/me/password"),
+        ("DELETE", "/users/me/tokens"),
+        ("GET", "/users/me/keys"),
+        ("POST", "/users/me/keys"),
+        ("DELETE", "/users/me/keys/0123456789abcdef"),
+    ],
+)
 def test_own_account_operations_reject_api_keys(
     http: TestClient, users: Users, ada: User, method: str, path: str
 ) -> None:
@@ -526,7 +539,7 @@ def test_unknown_api_key_is_not_found(http: TestClient, key_id: str) -> None:
     ("method", "path"),
     [
         ("GET", "/users/x/keys"),
-        ("POST", "/users/me/keys"),
+        ("POST", "/users/mee/keys"),
         ("PUT", "/users/1x/password"),
         ("DELETE", "/users/١/tokens"),
     ],

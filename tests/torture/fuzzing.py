@@ -116,6 +116,8 @@ PATHS = (
     "/users/{id}",
     "/users/me/password",
     "/users/me/tokens",
+    "/users/me/keys",
+    "/users/me/keys/{key}",
     "/users/{id}/password",
     "/users/{id}/tokens",
     "/users/{id}/keys",

@@ -137,7 +137,15 @@ def test_client_repr_omits_the_headers() -> None:
     "path",
     [
         *("/health/live", "/health/ready", "/register-user", "/token", "/token_status"),
-        *("/users/me/password", "/users/me/tokens", "/token_status/", "/token_status/x", "/token_status/x/y/../z"),
+        *(
+            "/users/me/password",
+            "/users/me/tokens",
+            "/users/me/keys",
+            "/users/me/keys/x",
+            "/token_status/",
+            "/token_status/x",
+            "/token_status/x/y/../z",
+        ),
     ],
 )
 @pytest.mark.parametrize("policy", [TOKEN_MODE, LOCAL_MODE, LOCKED], ids=["token", "local", "locked"])
@@ -174,7 +182,8 @@ def test_remote_clients_can_access_open_paths(policy: AdminPolicy, path: str) ->
         "/users/me/",
         "/users/me/password/",
         "/users/me/tokens/x",
-        "/users/me/keys",
+        "/users/me/keys/",
+        "/users/me/keys/x/y",
         "/users/1/password",
         "/users/1/tokens",
         "/users/1/keys",

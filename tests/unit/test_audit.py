@@ -42,6 +42,7 @@ from mlapi.domain.commands import (
     UpdateUser,
     UserChange,
 )
+from mlapi.domain.errors import TooManyApiKeysError
 from mlapi.domain.users import EncryptedPassword
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -72,6 +73,7 @@ REJECTIONS: list[Rejection] = [
     UserNotFoundError(7),
     PasswordChangedError(7),
     ApiKeyNotFoundError("x"),
+    TooManyApiKeysError(7, 10),
     ChangeRejectedError(None, "a constraint failed"),
     UserReferencedError(7),
 ]

@@ -98,7 +98,7 @@ def test_repr_of_other_commands_hides_secrets() -> None:
     assert repr(better) == "Reencrypt(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword())"
     assert repr(AddApiKey(key=KEY)) == (
         "AddApiKey(key=ApiKey(id='0123456789abcdef', user_id=7, name='laptop',"
-        f" created_datetime={NOON!r}, expires_datetime=None, last_used_datetime=None), {ACTOR})"
+        f" created_datetime={NOON!r}, expires_datetime=None, last_used_datetime=None), limit=None, {ACTOR})"
     )
 
 

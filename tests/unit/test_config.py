@@ -451,7 +451,8 @@ def test_settings_repr_contains_no_secrets() -> None:
         " http=HttpSettings(trusted_proxies=(), cors_origins=()),"
         " registration=RegistrationSettings(open=True),"
         " registrations=RegistrationLimitSettings(per_address=None), management=ManagementSettings(local=True),"
-        " audit=AuditSettings(days=365), usage=UsageSettings(days=400), logging=LoggingSettings(format=None),"
+        " audit=AuditSettings(days=365), usage=UsageSettings(days=400), keys=KeySettings(per_user=10),"
+        " account=AccountSettings(enabled=True, keys=True, login_days=90), logging=LoggingSettings(format=None),"
         " metrics=MetricsSettings(open=False),"
         " plans={}, default_plan=None)"
     )

@@ -27,7 +27,7 @@ from tests.sample_settings import (
 
 ALL_SECTIONS = (
     "the settings are profile, database, connection, secrets, passwords, tokens, logins, http, registration,"
-    " registrations, management, audit, usage, logging, metrics, plans, default_plan"
+    " registrations, management, audit, usage, keys, account, logging, metrics, plans, default_plan"
 )
 NOT_A_MAPPING = "must contain `key: value` lines"
 
@@ -405,6 +405,9 @@ RESERVED_SCHEMA = "database.schema: PostgreSQL reserves information_schema and n
         ("passwords: {min_length: 1025}", "passwords.min_length must be from 1 to 1024"),
         ("audit: {days: -1}", "audit.days must be from 1 to 36500, or 0 to keep audit entries indefinitely"),
         ("audit: {days: 36501}", "audit.days must be from 1 to 36500, or 0 to keep audit entries indefinitely"),
+        ("keys: {per_user: 0}", "keys.per_user must be from 1 to 1000"),
+        ("keys: {per_user: 1001}", "keys.per_user must be from 1 to 1000"),
+        ("account: {login_days: -1}", "account.login_days must be from 1 to 36500, or 0 to keep logins indefinitely"),
         ("usage: {days: -1}", "usage.days must be from 1 to 36500, or 0 to keep usage indefinitely"),
         ("usage: {days: 36501}", "usage.days must be from 1 to 36500, or 0 to keep usage indefinitely"),
         ("tokens: {minutes: 0}", "tokens.minutes must be from 1 to 1440"),

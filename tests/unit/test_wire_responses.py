@@ -28,6 +28,7 @@ from mlapi.domain.errors import (
     RepositoryUnavailableError,
     SearchUnavailableError,
     ServiceUnavailableError,
+    TooManyApiKeysError,
     TooManyAttemptsError,
     UserDisabledError,
     UserExistsError,
@@ -46,6 +47,7 @@ from mlapi.entrypoints.wire.errors import (
     BodyTooLargeError,
     HeadersTooLargeError,
     MissingCredentialError,
+    OwnApiKeysDisabledError,
     RequestError,
     TokenRequiredError,
     UnreadableBodyError,
@@ -223,6 +225,17 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
         Response(HTTPStatus.CONFLICT, b'{"message":"The database rejects this change"}'),
     ),
     (ApiKeyNotFoundError("0123456789abcdef"), Response(HTTPStatus.NOT_FOUND, b'{"message":"Key not found"}')),
+    (
+        TooManyApiKeysError(1, 10),
+        Response(HTTPStatus.CONFLICT, b'{"message":"Too many API keys, remove one first"}'),
+    ),
+    (
+        OwnApiKeysDisabledError(),
+        Response(
+            HTTPStatus.FORBIDDEN,
+            b'{"message":"Users cannot create API keys, because account.keys is false: ask a manager for one"}',
+        ),
+    ),
     (
         InvalidCredentialsError(),
         Response(HTTPStatus.UNAUTHORIZED, b'{"message":"Invalid credentials"}', (("WWW-Authenticate", "Bearer"),)),

@@ -182,8 +182,8 @@ class CommandFactory:
     def prepare_remove(self, *, user_id: UserId) -> Remove:
         return Remove(user_id=user_id, at=self._clock(), actor=self.actor)
 
-    def prepare_remove_api_key(self, key_id: ApiKeyId) -> RemoveApiKey:
-        return RemoveApiKey(key_id=key_id, at=self._clock(), actor=self.actor)
+    def prepare_remove_api_key(self, key_id: ApiKeyId, *, owner: UserId | None = None) -> RemoveApiKey:
+        return RemoveApiKey(key_id=key_id, owner=owner, at=self._clock(), actor=self.actor)
 
     def validate_password(self, password: str, *, field: str = "password") -> None:
         """Raise `InvalidFieldsError` for ``field`` if a password violates the policy."""
@@ -215,9 +215,9 @@ class CommandFactory:
         )
 
     def prepare_api_key(
-        self, *, user_id: UserId, name: str, expires_datetime: datetime | None
+        self, *, user_id: UserId, name: str, expires_datetime: datetime | None, limit: int | None = None
     ) -> tuple[AddApiKey, str]:
-        """Return a command that adds a new API key, and the secret that clients send.
+        """Return a command that adds a new API key, and the secret that clients send. See `AddApiKey` for ``limit``.
 
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
@@ -234,7 +234,7 @@ class CommandFactory:
             created_datetime=now,
             expires_datetime=expires_datetime,
         )
-        return AddApiKey(key=key, actor=self.actor), secret
+        return AddApiKey(key=key, limit=limit, actor=self.actor), secret
 
 
 def find_detail_errors(details: Mapping[str, Any], plans: Plans) -> Iterator[tuple[str, str | None]]:

@@ -23,6 +23,9 @@ MAX_RETENTION_DAYS = 36_500
 REGISTRATIONS_PER_ADDRESS = 60
 """The default limit per minute in production."""
 MAX_ALLOWANCE = 10**12
+MAX_OWN_API_KEYS = 10
+"""The default of ``keys.per_user``."""
+MAX_KEYS_PER_USER = 1000
 MAX_TOKEN_NAME_CHARS = 200
 """The maximum length of ``tokens.issuer`` and ``tokens.audience``. Every token contains both."""
 
@@ -139,6 +142,22 @@ class UsageSettings:
 
 
 @attrs.frozen(kw_only=True)
+class KeySettings:
+    per_user: int = MAX_OWN_API_KEYS
+    """The maximum number of API keys that users can create for themselves. Managers can create more."""
+
+
+@attrs.frozen(kw_only=True)
+class AccountSettings:
+    enabled: bool = True
+    """Whether users can sign in to ``/account``."""
+    keys: bool = True
+    """Whether users can create API keys, in ``/account`` and with ``POST /users/me/keys``."""
+    login_days: int = 90
+    """Logins are deleted after this many days; 0 keeps them indefinitely."""
+
+
+@attrs.frozen(kw_only=True)
 class LoggingSettings:
     format: Literal["text", "json"] | None = None
     """None means text in development and JSON in production."""
@@ -177,6 +196,8 @@ class Settings:
     management: ManagementSettings = ManagementSettings()
     audit: AuditSettings = AuditSettings()
     usage: UsageSettings = UsageSettings()
+    keys: KeySettings = KeySettings()
+    account: AccountSettings = AccountSettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
     plans: dict[str, PlanSettings] = attrs.field(factory=dict, hash=False)
@@ -202,6 +223,11 @@ class Settings:
     @property
     def accepts_bare_credentials(self) -> bool:
         return not self.is_production if self.tokens.accept_bare is None else self.tokens.accept_bare
+
+    @property
+    def own_api_keys(self) -> int:
+        """The maximum number of API keys that users can create for themselves; 0 if they cannot."""
+        return self.keys.per_user if self.account.keys else 0
 
     @property
     def log_format(self) -> Literal["text", "json"]:

@@ -8,6 +8,7 @@ import attrs
 
 from mlapi.config.plans import validate_default_plan
 from mlapi.config.settings import (
+    MAX_KEYS_PER_USER,
     MAX_RETENTION_DAYS,
     MAX_TOKEN_MINUTES,
     MAX_TOKEN_NAME_CHARS,
@@ -57,12 +58,9 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
     _validate_cors_origins(settings.http.cors_origins)
     if settings.registrations_per_address < 0:
         raise ConfigurationError("registrations.per_address must be 1 or more, or 0 for no limit")
-    for name, days, what in (
-        ("audit.days", settings.audit.days, "audit entries"),
-        ("usage.days", settings.usage.days, "usage"),
-    ):
-        if not 0 <= days <= MAX_RETENTION_DAYS:
-            raise ConfigurationError(f"{name} must be from 1 to {MAX_RETENTION_DAYS}, or 0 to keep {what} indefinitely")
+    _validate_retention(settings)
+    if not 0 < settings.keys.per_user <= MAX_KEYS_PER_USER:
+        raise ConfigurationError(f"keys.per_user must be from 1 to {MAX_KEYS_PER_USER}")
     if settings.connection is not None and settings.database.url is not None:
         raise ConfigurationError("database.url and connection are both set: remove one")
     if settings.connection is not None and not 0 < settings.connection.port < 2**16:
@@ -92,6 +90,16 @@ def validate_for_production(secrets: SecretSettings, passwords: PasswordSettings
         )
     if passwords.min_length is not None and passwords.min_length < MIN_PASSWORD_CHARS:
         raise ConfigurationError(f"passwords.min_length must be at least {MIN_PASSWORD_CHARS} in production")
+
+
+def _validate_retention(settings: Settings) -> None:
+    for name, days, what in (
+        ("audit.days", settings.audit.days, "audit entries"),
+        ("usage.days", settings.usage.days, "usage"),
+        ("account.login_days", settings.account.login_days, "logins"),
+    ):
+        if not 0 <= days <= MAX_RETENTION_DAYS:
+            raise ConfigurationError(f"{name} must be from 1 to {MAX_RETENTION_DAYS}, or 0 to keep {what} indefinitely")
 
 
 def _validate_schema(name: str) -> None:

@@ -32,6 +32,7 @@ from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     ChangeRejectedError,
     PasswordChangedError,
+    TooManyApiKeysError,
     UserExistsError,
     UserNotFoundError,
     UserReferencedError,
@@ -61,6 +62,7 @@ Result = Literal[
     "user_not_found",
     "password_changed",
     "api_key_not_found",
+    "too_many_api_keys",
     "user_referenced",
     "change_rejected",
 ]
@@ -84,6 +86,7 @@ _RESULTS: dict[type[Outcome], Result] = {
     UserNotFoundError: "user_not_found",
     PasswordChangedError: "password_changed",
     ApiKeyNotFoundError: "api_key_not_found",
+    TooManyApiKeysError: "too_many_api_keys",
     UserReferencedError: "user_referenced",
     ChangeRejectedError: "change_rejected",
 }

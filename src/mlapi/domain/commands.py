@@ -17,6 +17,7 @@ from mlapi.domain.errors import (
     ChangeRejectedError,
     InvalidFieldsError,
     PasswordChangedError,
+    TooManyApiKeysError,
     UserExistsError,
     UserNotFoundError,
     UserReferencedError,
@@ -273,9 +274,14 @@ class Remove:
 
 @attrs.frozen(kw_only=True)
 class AddApiKey:
-    """Add an API key to a user."""
+    """Add an API key to a user.
+
+    ``limit`` is the maximum number of API keys of the user, including this one and expired ones. Beyond it, the outcome
+    is a `TooManyApiKeysError`. None means no limit.
+    """
 
     key: ApiKey
+    limit: int | None = None
     actor: Actor = UNKNOWN_ACTOR
 
     @property
@@ -285,9 +291,13 @@ class AddApiKey:
 
 @attrs.frozen(kw_only=True)
 class RemoveApiKey:
-    """Remove an API key."""
+    """Remove an API key.
+
+    If ``owner`` is not None, the API keys of all other users are treated as unknown.
+    """
 
     key_id: ApiKeyId
+    owner: UserId | None = None
     at: datetime = attrs.field(factory=utc_now, converter=to_utc)
     actor: Actor = UNKNOWN_ACTOR
 
@@ -323,6 +333,7 @@ Rejection = (
     | UserNotFoundError
     | PasswordChangedError
     | ApiKeyNotFoundError
+    | TooManyApiKeysError
     | UserReferencedError
     | ChangeRejectedError
 )

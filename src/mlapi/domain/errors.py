@@ -6,6 +6,7 @@ MlapiError
 ├── UserNotFoundError                no user has this id
 ├── PasswordChangedError             the password was changed concurrently
 ├── ApiKeyNotFoundError              no API key has this id
+├── TooManyApiKeysError              the user has as many API keys as allowed
 ├── UserReferencedError              rows in other tables refer to the user
 ├── ChangeRejectedError              a constraint or trigger in the database rejects the change
 ├── InvalidCredentialsError          unknown username or wrong password
@@ -100,6 +101,17 @@ class ApiKeyNotFoundError(MlapiError):
 
     def __str__(self) -> str:
         return "this API key does not exist"
+
+
+@attrs.frozen
+class TooManyApiKeysError(MlapiError):
+    """The user already has ``limit`` or more API keys."""
+
+    user_id: int
+    limit: int
+
+    def __str__(self) -> str:
+        return f"user {self.user_id} already has {self.limit} API keys, which is the maximum: remove one first"
 
 
 @attrs.frozen

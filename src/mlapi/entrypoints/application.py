@@ -15,6 +15,7 @@ from mlapi.application.authentication import Access
 from mlapi.application.registration import RegistrationLimiter
 from mlapi.application.users import Users
 from mlapi.bootstrap import in_memory_access, in_memory_usage
+from mlapi.config import MAX_OWN_API_KEYS
 from mlapi.domain.addresses import Network
 from mlapi.domain.usage import UsageRepository
 from mlapi.entrypoints.account import account_routes, link_routes
@@ -52,6 +53,7 @@ def create_app(
     registration_limiter: RegistrationLimiter | None = None,
     trusted_proxies: Sequence[Network] = (),
     token_in_path: bool = True,
+    own_api_keys: int = MAX_OWN_API_KEYS,
     cors_origins: Sequence[str] = (),
 ) -> Starlette:
     """Return the service as an ASGI application.
@@ -65,6 +67,7 @@ def create_app(
         registration_limiter: limits the registrations of clients without credentials. By default, there is no limit.
         trusted_proxies: proxies that may set ``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Request-Id``.
         token_in_path: whether to serve ``GET /token_status/<token>``, for clients that cannot send headers.
+        own_api_keys: how many API keys users can create for themselves; 0 for none.
         cors_origins: origins from which browsers may register users, log in and manage their own account, or ``*``.
     """
     if users is None:
@@ -77,6 +80,7 @@ def create_app(
         registration_limiter=registration_limiter,
         trusted_proxies=trusted_proxies,
         token_in_path=token_in_path,
+        own_api_keys=own_api_keys,
         cors_origins=cors_origins,
     )
     app = _build_app(lifespan_for(runtime))

@@ -1,5 +1,6 @@
 """The contract of `UserRepository` for API keys, and for looking up principals."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 
 import attrs
@@ -21,6 +22,7 @@ from mlapi.domain.commands import (
     SetEnabled,
 )
 from mlapi.domain.credentials import ApiKeyPrincipal, PrincipalId
+from mlapi.domain.errors import TooManyApiKeysError
 from mlapi.domain.ports import NonblockingLookup
 from mlapi.testing.samples import (
     LATER,
@@ -119,6 +121,66 @@ class ApiKeyContract:
         assert repository.list_api_keys(ada.id) == [kept]
         assert repository.find_principals([removed.id, kept.id]) == [None, ApiKeyPrincipal(kept, ada)]
         assert repository.get(ada.id) == ada
+
+    # --- limits and owners
+
+    def test_api_key_beyond_the_limit_is_rejected(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+        keys = [api_key(ada.id, number) for number in range(1, 5)]
+        bobs_key = api_key(bob.id, 9)
+
+        outcomes = [apply_one(repository, AddApiKey(key=key, limit=2)) for key in keys[:3]]
+        outcomes += [
+            apply_one(repository, AddApiKey(key=keys[3])),
+            apply_one(repository, AddApiKey(key=bobs_key, limit=2)),
+        ]
+
+        assert outcomes == [keys[0], keys[1], TooManyApiKeysError(ada.id, 2), keys[3], bobs_key]
+        assert repository.list_api_keys(ada.id) == [keys[0], keys[1], keys[3]]
+
+    def test_limit_of_api_keys_applies_within_a_batch(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        first, second, third, fourth = (api_key(ada.id, number) for number in range(1, 5))
+
+        outcomes = repository.apply(
+            [
+                AddApiKey(key=first, limit=1),
+                AddApiKey(key=second, limit=1),
+                RemoveApiKey(key_id=first.id),
+                AddApiKey(key=third, limit=1),
+                AddApiKey(key=fourth),
+            ]
+        )
+
+        assert outcomes == [first, TooManyApiKeysError(ada.id, 1), first, third, fourth]
+        assert repository.list_api_keys(ada.id) == [third, fourth]
+
+    def test_racing_api_keys_do_not_exceed_the_limit(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        commands = [AddApiKey(key=api_key(ada.id, number), limit=3) for number in range(1, 21)]
+
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(lambda command: apply_one(repository, command), commands))
+
+        assert outcomes.count(TooManyApiKeysError(ada.id, 3)) == 17
+        assert len(repository.list_api_keys(ada.id)) == 3
+
+    def test_api_key_with_a_limit_needs_an_existing_user(self, repository: UserRepository) -> None:
+        outcomes = [apply_one(repository, AddApiKey(key=api_key(user_id), limit=1)) for user_id in UNKNOWN_IDS]
+
+        assert outcomes == [UserNotFoundError(user_id) for user_id in UNKNOWN_IDS]
+
+    def test_api_key_is_not_removed_for_another_user(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+        key = with_api_key(repository, ada)
+        others = [bob.id, *UNKNOWN_IDS]
+
+        outcomes = repository.apply([RemoveApiKey(key_id=key.id, owner=user_id) for user_id in others])
+        kept = repository.list_api_keys(ada.id)
+        outcomes.append(apply_one(repository, RemoveApiKey(key_id=key.id, owner=ada.id)))
+
+        assert outcomes == [*[ApiKeyNotFoundError(key.id)] * len(others), key]
+        assert (kept, repository.list_api_keys(ada.id)) == ([key], [])
 
     def test_unknown_api_key_is_not_found(self, repository: UserRepository) -> None:
         ada = registered(repository)

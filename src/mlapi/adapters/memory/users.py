@@ -25,6 +25,7 @@ from mlapi.domain.credentials import ApiKey, ApiKeyId, ApiKeyPrincipal, Principa
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     RepositoryUnavailableError,
+    TooManyApiKeysError,
     UserExistsError,
     UserNotFoundError,
 )
@@ -208,15 +209,23 @@ class InMemoryUserRepository:
         self._users[stored.id] = change.after
         return change
 
+    def _add_api_key(self, command: AddApiKey) -> Outcome:
+        user_id, limit = command.user_id, command.limit
+        if user_id not in self._users:
+            return UserNotFoundError(user_id)
+        if limit is not None and sum(key.user_id == user_id for key in self._api_keys.values()) >= limit:
+            return TooManyApiKeysError(user_id, limit)
+        self._api_keys[command.key.id] = command.key
+        return command.key
+
     def _apply_to_api_keys(self, command: ApiKeyCommand) -> Outcome:
         if isinstance(command, AddApiKey):
-            if command.user_id not in self._users:
-                return UserNotFoundError(command.user_id)
-            self._api_keys[command.key.id] = command.key
-            return command.key
+            return self._add_api_key(command)
         if (key := self._api_keys.get(command.key_id)) is None:
             return ApiKeyNotFoundError(command.key_id)
         if isinstance(command, RecordApiKeyUse):
             self._api_keys[key.id] = command.apply_to(key)
             return self._api_keys[key.id]
+        if command.owner not in {None, key.user_id}:
+            return ApiKeyNotFoundError(command.key_id)
         return self._api_keys.pop(key.id)

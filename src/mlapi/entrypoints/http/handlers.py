@@ -29,7 +29,12 @@ from mlapi.entrypoints.wire.error_responses import (
     oauth_error_response,
     proxy_error_response,
 )
-from mlapi.entrypoints.wire.errors import ApiKeyNotAcceptedError, MissingCredentialError, TokenRequiredError
+from mlapi.entrypoints.wire.errors import (
+    ApiKeyNotAcceptedError,
+    MissingCredentialError,
+    OwnApiKeysDisabledError,
+    TokenRequiredError,
+)
 from mlapi.entrypoints.wire.headers import FORM, JSON, get_bearer_credential, validate_content_headers
 from mlapi.entrypoints.wire.responses import Response
 
@@ -190,6 +195,36 @@ async def end_own_tokens(request: Request) -> Response:
     user = await _user_with_token(request)
     users = runtime.users.as_actor(Actor.from_user_id(user.id, REQUEST_ID.get()))
     return responses.tokens_ended(await runtime.executor.apply(users.prepare_end_tokens(user_id=user.id)))
+
+
+@handler
+async def own_api_keys(request: Request) -> Response:
+    runtime = _runtime(request)
+    user = await _user_with_token(request)
+    return responses.api_keys(await runtime.executor.read_own(user.id, runtime.users.list_api_keys, user.id))
+
+
+@handler
+async def add_own_api_key(request: Request) -> Response:
+    runtime = _runtime(request)
+    user = await _user_with_token(request)
+    if not runtime.own_api_keys:
+        raise OwnApiKeysDisabledError
+    body = await _decode_body(request, requests.AddApiKeyRequest)
+    users = runtime.users.as_actor(Actor.from_user_id(user.id, REQUEST_ID.get()))
+    command, secret = users.prepare_api_key(
+        user_id=user.id, name=body.name, expires_datetime=body.expires_at, limit=runtime.own_api_keys
+    )
+    return responses.api_key_added(await runtime.executor.apply(command), secret)
+
+
+@handler
+async def remove_own_api_key(request: Request) -> Response:
+    runtime = _runtime(request)
+    user = await _user_with_token(request)
+    users = runtime.users.as_actor(Actor.from_user_id(user.id, REQUEST_ID.get()))
+    command = users.prepare_remove_api_key(ApiKeyId(request.path_params["key_id"]), owner=user.id)
+    return responses.api_key_removed(await runtime.executor.apply(command))
 
 
 @handler

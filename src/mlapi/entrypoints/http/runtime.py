@@ -16,7 +16,7 @@ from mlapi.application.lookups import UsernameLookup
 from mlapi.application.registration import AsyncRegistration, RegistrationLimiter
 from mlapi.application.users import Users
 from mlapi.bootstrap import async_guard, open_service, retention
-from mlapi.config import load_settings
+from mlapi.config import MAX_OWN_API_KEYS, load_settings
 from mlapi.domain.actors import Actor
 from mlapi.domain.addresses import Network
 from mlapi.domain.usage import UsageRepository
@@ -46,6 +46,7 @@ class Runtime:
         metrics: the metrics of this process.
         trusted_proxies: proxies whose headers may set the client address, the scheme and the request id.
         token_in_path: whether ``GET /token_status/<token>`` is served.
+        own_api_keys: how many API keys users can create for themselves; 0 for none.
         cors: decides whether pages of other origins may call the service. None if they may not.
     """
 
@@ -58,6 +59,7 @@ class Runtime:
     metrics: Metrics
     trusted_proxies: Sequence[Network]
     token_in_path: bool
+    own_api_keys: int
     cors: CorsPolicy | None
     _resources: ExitStack
 
@@ -71,6 +73,7 @@ class Runtime:
         registration_limiter: RegistrationLimiter | None = None,
         trusted_proxies: Sequence[Network] = (),
         token_in_path: bool = True,
+        own_api_keys: int = MAX_OWN_API_KEYS,
         cors_origins: Sequence[str] = (),
     ) -> "Runtime":
         resources, metrics = ExitStack(), Metrics(lambda: access.guard.decisions)
@@ -90,6 +93,7 @@ class Runtime:
             metrics=metrics,
             trusted_proxies=trusted_proxies,
             token_in_path=token_in_path,
+            own_api_keys=own_api_keys,
             cors=CorsPolicy(cors_origins) if cors_origins else None,
             resources=resources,
         )
@@ -123,6 +127,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
             registration_limiter=service.registration_limiter,
             trusted_proxies=settings.http.trusted_networks,
             token_in_path=not settings.is_production,
+            own_api_keys=settings.own_api_keys,
             cors_origins=settings.http.cors_origins,
         )
         install(app, runtime, admin_policy)

@@ -21,6 +21,7 @@ from mlapi.domain.errors import (
     RepositoryUnavailableError,
     SearchUnavailableError,
     ServiceUnavailableError,
+    TooManyApiKeysError,
     TooManyAttemptsError,
     UserDisabledError,
     UserExistsError,
@@ -36,6 +37,7 @@ from mlapi.entrypoints.wire.errors import (
     BodyTooLargeError,
     HeadersTooLargeError,
     MissingCredentialError,
+    OwnApiKeysDisabledError,
     TokenRequiredError,
     UnreadableBodyError,
     UnsupportedContentEncodingError,
@@ -99,6 +101,15 @@ _ENTRIES = (
         "A constraint or trigger that another application has added to the database rejects the change.",
     ),
     ErrorEntry(ApiKeyNotFoundError(""), HTTPStatus.NOT_FOUND, "Key not found", "The API key does not exist."),
+    ErrorEntry(
+        TooManyApiKeysError(1, 10),
+        HTTPStatus.CONFLICT,
+        "Too many API keys, remove one first",
+        "The user has as many API keys as `keys.per_user` allows. Managers can create more.",
+    ),
+    ErrorEntry(
+        OwnApiKeysDisabledError(), HTTPStatus.FORBIDDEN, None, "`account.keys` is false. Managers create the API keys."
+    ),
     ErrorEntry(
         InvalidCredentialsError(), HTTPStatus.UNAUTHORIZED, "Invalid credentials", "Unknown user or wrong password."
     ),

@@ -87,6 +87,13 @@ class ApiKeyNotAcceptedError(TokenRequiredError):
         )
 
 
+class OwnApiKeysDisabledError(RequestError):
+    """Users cannot create API keys for themselves."""
+
+    def __str__(self) -> str:
+        return "Users cannot create API keys, because account.keys is false: ask a manager for one"
+
+
 class AdminTokenRequiredError(RequestError):
     """The operation needs the admin token, but the request contains no credential, or several."""
 

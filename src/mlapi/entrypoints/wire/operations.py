@@ -12,6 +12,7 @@ from mlapi.domain.errors import (
     InvalidTokenError,
     PasswordChangedError,
     SearchUnavailableError,
+    TooManyApiKeysError,
     TooManyAttemptsError,
     UserExistsError,
     UserNotFoundError,
@@ -28,7 +29,7 @@ from mlapi.entrypoints.wire.callers import (
     USERS_EVEN_DISABLED,
     USERS_WITH_TOKEN,
 )
-from mlapi.entrypoints.wire.errors import UnsupportedGrantTypeError
+from mlapi.entrypoints.wire.errors import OwnApiKeysDisabledError, UnsupportedGrantTypeError
 from mlapi.entrypoints.wire.operation import Form, Operation
 from mlapi.entrypoints.wire.queries import (
     AUDIT_PARAMETERS,
@@ -264,6 +265,45 @@ OPERATIONS = (
         query=tuple(DAYS_PARAMETERS),
         success=responses.user_usage([examples.USAGE], examples.USAGE.seen_datetime),
         response=responses.UserUsage,
+    ),
+    Operation(
+        method="GET",
+        path="/users/me/keys",
+        name="own_api_keys",
+        operation_id="listOwnApiKeys",
+        summary="List your own API keys, oldest first",
+        tag=_OWN_ACCOUNT,
+        callers=USERS_WITH_TOKEN,
+        cross_origin=True,
+        success=responses.api_keys([examples.API_KEY]),
+        response=responses.ApiKeys,
+    ),
+    Operation(
+        method="POST",
+        path="/users/me/keys",
+        name="add_own_api_key",
+        operation_id="addOwnApiKey",
+        summary="Create an API key for yourself. Its secret is returned only once",
+        tag=_OWN_ACCOUNT,
+        callers=USERS_WITH_TOKEN,
+        cross_origin=True,
+        request=AddApiKeyRequest,
+        success=responses.api_key_added(examples.API_KEY, examples.API_KEY_SECRET),
+        response=responses.NewApiKeyResponse,
+        errors=(OwnApiKeysDisabledError, TooManyApiKeysError, UserNotFoundError, ChangeRejectedError),
+    ),
+    Operation(
+        method="DELETE",
+        path="/users/me/keys/{key_id}",
+        name="remove_own_api_key",
+        operation_id="removeOwnApiKey",
+        summary="Remove one of your own API keys",
+        tag=_OWN_ACCOUNT,
+        callers=USERS_WITH_TOKEN,
+        cross_origin=True,
+        success=responses.api_key_removed(examples.API_KEY),
+        response=Message,
+        errors=(ApiKeyNotFoundError, ChangeRejectedError),
     ),
     Operation(
         method="GET",

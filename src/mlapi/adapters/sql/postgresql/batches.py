@@ -22,13 +22,14 @@ from mlapi.domain.users import UserId, UsernameKey
 class Segment:
     """Commands by their position in the batch. Apply them by kind: updates, registrations, API keys, removals.
 
-    Each `UpdateUser` is a segment of its own, because it may free a username or take one.
+    Each `UpdateUser` is a segment of its own, because it may free a username or take one. So is each `AddApiKey` with a
+    limit, because it depends on the user's other API keys.
 
     The result is the same as applying them in order, because each user, name and API key occurs at most once, and no
     registration or API key command comes after a removal, which may free a name and deletes the user's API keys.
     """
 
-    change: tuple[int, UpdateUser] | None = None
+    single: tuple[int, UpdateUser | AddApiKey] | None = None
     updates: dict[int, UserUpdate] = attrs.field(factory=dict)
     registrations: dict[int, Register] = attrs.field(factory=dict)
     api_keys: dict[int, ApiKeyCommand] = attrs.field(factory=dict)
@@ -37,14 +38,14 @@ class Segment:
 
     def try_add(self, position: int, command: Command) -> bool:
         """Add a command and return True, or return False if it must go into the next segment."""
-        if isinstance(command, UpdateUser):
-            if self._targets or self.change is not None:
+        if isinstance(command, UpdateUser) or (isinstance(command, AddApiKey) and command.limit is not None):
+            if self._targets or self.single is not None:
                 return False
-            self.change = position, command
+            self.single = position, command
             return True
         target = _target(command)
         is_after_removal = bool(self.removals) and isinstance(command, Register | ApiKeyCommand)
-        if self.change is not None or is_after_removal or target in self._targets:
+        if self.single is not None or is_after_removal or target in self._targets:
             return False
         self._targets.add(target)
         if isinstance(command, UserUpdate):

@@ -30,6 +30,7 @@ from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     RepositoryUnavailableError,
+    TooManyApiKeysError,
     UserExistsError,
     UserNotFoundError,
 )
@@ -174,9 +175,12 @@ def _lock_users(connection: "BoundedConnection", commands: Sequence[Command]) ->
 
 
 def _apply_segment(connection: "BoundedConnection", segment: Segment, outcomes: Outcomes) -> None:
-    if segment.change is not None:
-        position, command = segment.change
-        outcomes[position] = _change(connection, command)
+    if segment.single is not None:
+        position, command = segment.single
+        if isinstance(command, UpdateUser):
+            outcomes[position] = _change(connection, command)
+        else:
+            outcomes[position] = _add_limited_api_key(connection, command)
         return
     _update(connection, segment.updates, outcomes)
     _register(connection, segment.registrations, outcomes)
@@ -246,6 +250,18 @@ def _change_row(connection: "BoundedConnection", new_row: dict[str, Any]) -> Use
     return None
 
 
+def _add_limited_api_key(connection: "BoundedConnection", command: AddApiKey) -> Outcome:
+    # Lock the user first: only a statement that starts afterwards sees the API keys that other transactions added.
+    is_storable = principals.is_storable_user_id(command.user_id)
+    if not is_storable or not connection.execute(sql.LOCK_USERS, {"ids": [command.user_id]}).fetchall():
+        return UserNotFoundError(command.user_id)
+    ((count,),) = connection.execute(sql.COUNT_API_KEYS, {"user_id": command.user_id}, binary=True).fetchall()
+    if command.limit is not None and count >= command.limit:
+        return TooManyApiKeysError(command.user_id, command.limit)
+    _execute(connection, sql.ADD_API_KEY, [command.key])
+    return command.key
+
+
 def _find_id(connection: "BoundedConnection", key: UsernameKey) -> UserId | None:
     found = _fetch(connection, sql.IDS_BY_USERNAME_KEY, [{"username_key": key}])
     return UserId(found[0][0]) if found else None
@@ -299,8 +315,8 @@ def _apply_to_api_keys(
             continue
         elif isinstance(command, RecordApiKeyUse):
             used.append(statements.usage_row(command))
-        else:
-            removed.append({"id": command.key_id})
+        elif command.owner is None or principals.is_storable_user_id(command.owner):
+            removed.append({"id": command.key_id, "owner": command.owner})
     added_ids = {key_id for (key_id,) in _fetch(connection, sql.ADD_API_KEY, added)}
     found = [*_fetch(connection, sql.RECORD_USE, used), *_fetch(connection, sql.REMOVE_API_KEY, removed)]
     keys = {key.id: key for key in map(rows.read_api_key, found)}

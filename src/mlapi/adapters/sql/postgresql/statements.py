@@ -27,6 +27,7 @@ from sqlalchemy import (
     delete,
     func,
     literal_column,
+    or_,
     select,
     true,
     update,
@@ -80,9 +81,20 @@ def _compile_update(template: Update) -> bytes:
     )
 
 
-def _compile_remove(table: Table) -> bytes:
-    locked = _locked(table, _given(table.c.id))
-    return _compile(delete(table).where(table.c.id == locked.c.id).returning(*_returned(table)))
+def _compile_remove_users() -> bytes:
+    locked = _locked(users, _given(users.c.id))
+    return _compile(delete(users).where(users.c.id == locked.c.id).returning(*USER_COLUMNS))
+
+
+def _compile_remove_api_keys() -> bytes:
+    given = _given(api_keys.c.id, column("owner", BigInteger()))
+    locked = _locked(api_keys, given)
+    is_owned = or_(given.c.owner.is_(None), given.c.owner == api_keys.c.user_id)
+    return _compile(
+        delete(api_keys)
+        .where(api_keys.c.id == locked.c.id, given.c.id == locked.c.id, is_owned)
+        .returning(*API_KEY_COLUMNS)
+    )
 
 
 def _compile_register() -> bytes:
@@ -212,7 +224,7 @@ IDS_BY_USERNAME_KEY = _compile_ids_by_username_key()
 LOCK_USERS = _compile_lock_users()
 LOCKED_USER = _compile(select(*USER_COLUMNS).where(users.c.id == bindparam("id", type_=BigInteger)).with_for_update())
 CHANGE_USER = _compile_update(statements.CHANGE_USER)
-REMOVE_USER = _compile_remove(users)
+REMOVE_USER = _compile_remove_users()
 USERS_BY_IDS = _compile(select(*USER_COLUMNS).where(users.c.id == any_(bindparam("ids", type_=ARRAY(BigInteger)))))
 USERS_BY_USERNAME_KEYS = _compile(
     select(users.c.username_key, *USER_COLUMNS).where(
@@ -221,7 +233,10 @@ USERS_BY_USERNAME_KEYS = _compile(
 )
 ADD_API_KEY = _compile_add_api_key()
 RECORD_USE = _compile_update(statements.RECORD_USE)
-REMOVE_API_KEY = _compile_remove(api_keys)
+COUNT_API_KEYS = _compile(
+    select(func.count()).select_from(api_keys).where(api_keys.c.user_id == bindparam("user_id", type_=BigInteger))
+)
+REMOVE_API_KEY = _compile_remove_api_keys()
 PRINCIPALS_BY_KEY_IDS = _compile(
     select(*API_KEY_COLUMNS, *USER_COLUMNS)
     .join_from(api_keys, users)

@@ -29,7 +29,7 @@ from mlapi.domain.commands import (
     UserCommand,
 )
 from mlapi.domain.credentials import ApiKey
-from mlapi.domain.errors import ApiKeyNotFoundError, UserExistsError, UserNotFoundError
+from mlapi.domain.errors import ApiKeyNotFoundError, TooManyApiKeysError, UserExistsError, UserNotFoundError
 from mlapi.domain.users import User, UserId, UsernameKey
 
 
@@ -104,16 +104,27 @@ def _change(connection: sqlite3.Connection, command: UpdateUser) -> Outcome:
 
 def _apply_to_api_key(connection: sqlite3.Connection, command: ApiKeyCommand) -> Outcome:
     if isinstance(command, AddApiKey):
-        if not is_storable_user_id(command.user_id):
-            return UserNotFoundError(command.user_id)
-        row = _fetch_one(connection, sql.INSERT_API_KEY, _api_key_row(command.key))
-        return UserNotFoundError(command.user_id) if row is None else command.key
+        return _add_api_key(connection, command)
     if not is_storable_key_id(command.key_id):
         return ApiKeyNotFoundError(command.key_id)
     if isinstance(command, RecordApiKeyUse):
         return reading.record_use(connection, command) or ApiKeyNotFoundError(command.key_id)
-    row = _fetch_one(connection, sql.REMOVE_API_KEY, {"id": command.key_id})
+    if command.owner is not None and not is_storable_user_id(command.owner):
+        return ApiKeyNotFoundError(command.key_id)
+    row = _fetch_one(connection, sql.REMOVE_API_KEY, {"id": command.key_id, "owner": command.owner})
     return ApiKeyNotFoundError(command.key_id) if row is None else reading.read_api_key(row)
+
+
+def _add_api_key(connection: sqlite3.Connection, command: AddApiKey) -> Outcome:
+    user_id, limit = command.user_id, command.limit
+    if not is_storable_user_id(user_id):
+        return UserNotFoundError(user_id)
+    if limit is not None:
+        ((count,),) = connection.execute(sql.COUNT_API_KEYS, {"user_id": user_id}).fetchall()
+        if count >= limit:
+            return TooManyApiKeysError(user_id, limit)
+    row = _fetch_one(connection, sql.INSERT_API_KEY, _api_key_row(command.key))
+    return UserNotFoundError(user_id) if row is None else command.key
 
 
 def _register(connection: sqlite3.Connection, command: Register) -> Outcome:

@@ -1,7 +1,7 @@
 """The SQL text of the statements in `mlapi.adapters.sql.sqlite.execution`."""
 
 import attrs
-from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, literal_column, select, true, update
+from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, literal_column, or_, select, true, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 
@@ -56,7 +56,12 @@ INSERT_API_KEY = _compile(
     )
     .returning(api_keys.c.id)
 )
-REMOVE_API_KEY = _compile(delete(api_keys).where(_WITH_KEY_ID).returning(*API_KEY_COLUMNS))
+COUNT_API_KEYS = _compile(select(func.count()).select_from(api_keys).where(api_keys.c.user_id == bindparam("user_id")))
+REMOVE_API_KEY = _compile(
+    delete(api_keys)
+    .where(_WITH_KEY_ID, or_(bindparam("owner").is_(None), api_keys.c.user_id == bindparam("owner")))
+    .returning(*API_KEY_COLUMNS)
+)
 
 INSERT_AUDIT = _compile(_insert(AuditEntry, audit), _POSITIONAL)
 
