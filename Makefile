@@ -25,7 +25,7 @@ define check_python
 	|| { echo "mlapi needs Python >= 3.11. Use a newer Python: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 endef
 
-.PHONY: help run test faults test-lowest test-python run-tests dist torture failover check $(CHECKS) compile-tests fmt install bench lock clean
+.PHONY: help run test faults screenshots test-lowest test-python run-tests dist torture failover check $(CHECKS) compile-tests fmt install bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -40,6 +40,10 @@ test: $(VENV)/dev ## run all checks, and all tests but the slow fault tests, wit
 
 faults: $(VENV)/dev ## run each fault test with few repetitions; takes 4 minutes
 	$(PYTEST) tests/torture -n 4 --dist worksteal
+
+screenshots: $(VENV)/dev ## take screenshots of every page, in light and dark mode, wide and narrow; needs Chromium
+	$(PYTEST) tests/pages -n 2 --screenshots screenshots
+	@echo "The screenshots are in the folder screenshots."
 
 test-lowest: .venv/lowest/installed ## run the same tests with the lowest supported version of each dependency, on Python 3.11
 	$(MAKE) --no-print-directory run-tests VENV=.venv/lowest TESTS='$(LOWEST_OPTIONS) $(TESTS)'

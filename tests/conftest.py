@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--torture", action="store_true", help="repeat tests in tests/torture as often as RELIABILITY.md states"
     )
     parser.addoption("--distributions", metavar="FOLDER", help="test the wheel and the sdist in a folder: `make dist`")
+    parser.addoption("--screenshots", metavar="FOLDER", help="take screenshots of every page: `make screenshots`")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

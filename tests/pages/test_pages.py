@@ -1,0 +1,137 @@
+"""Every page in a headless browser: accessible, legible in light and dark mode, and as narrow as a phone.
+
+`tests.pages.visits.VISITS` lists the pages. With ``--screenshots FOLDER``, take a picture of each: `make screenshots`.
+"""
+
+import hashlib
+import tomllib
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import attrs
+import pytest
+from playwright.sync_api import Browser, Page, ViewportSize
+
+from tests.e2e.browser import BrowserMonitor
+from tests.pages.visits import ROLES, VISITS, Visit, pattern_of, patterns
+from tests.pages.world import World
+
+AXE = Path(__file__).parent / "axe"
+VIOLATIONS = """
+async () => {
+  const { violations } = await axe.run(document, { resultTypes: ["violations"], preload: false });
+  return violations.flatMap(({ id, nodes }) => nodes.map(({ target, failureSummary }) =>
+    `${id}: ${target.join(" ")}: ${failureSummary}`));
+}
+"""
+WIDTHS = (1280, 390, 320)
+OVERFLOW_PIXELS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@attrs.frozen
+class Variant:
+    """A width of the window and a color scheme."""
+
+    name: str
+    width: int
+    scheme: Literal["light", "dark"]
+
+
+VARIANTS = (
+    Variant("desktop", 1280, "light"),
+    Variant("phone-dark", 390, "dark"),
+)
+ALL_VARIANTS = (*VARIANTS, Variant("desktop-dark", 1280, "dark"), Variant("phone", 390, "light"))
+
+
+@attrs.frozen
+class Tab:
+    """A page of the browser, with what it contacted and reported."""
+
+    page: Page
+    monitor: BrowserMonitor
+
+
+@pytest.fixture(scope="module")
+def tabs(browser: Browser, world: World) -> Iterator[dict[str, Tab]]:
+    """The tab of each role, signed in. It loads axe-core into every page."""
+    tabs = {}
+    for role, sign_in in ROLES.items():
+        context = browser.new_context(reduced_motion="reduce", base_url=world.server.base)
+        page = context.new_page()
+        sign_in(page)
+        page.add_init_script(path=AXE / "axe.min.js")
+        tabs[role] = Tab(page, BrowserMonitor(context))
+    yield tabs
+    for tab in tabs.values():
+        tab.page.context.close()
+
+
+def _case(visit: Visit) -> object:
+    marks = [pytest.mark.xfail(strict=False, reason="Swagger UI has its own colors")] if visit.name == "docs" else []
+    return pytest.param(visit, id=visit.name, marks=marks)
+
+
+@pytest.mark.parametrize("visit", [_case(visit) for visit in VISITS])
+def test_page_is_accessible_and_legible(
+    tabs: dict[str, Tab], world: World, visit: Visit, request: pytest.FixtureRequest
+) -> None:
+    page, monitor = tabs[visit.role].page, tabs[visit.role].monitor
+    monitor.hosts.clear()
+    monitor.errors.clear()
+    folder = request.config.getoption("--screenshots")
+    _show(page, VARIANTS[0])
+    response = page.goto(world.path(visit.path))
+    visit.act(page)
+    page.wait_for_load_state()
+    found = dict(_examine(page, None if folder is None else Path(folder), visit.name))
+
+    assert response is not None
+    assert response.status == visit.status
+    assert found == {}
+    assert monitor.hosts == {urlsplit(world.server.base).netloc}
+    assert [error for error in monitor.errors if "the server responded with a status of 4" not in error] == []
+
+
+def _show(page: Page, variant: Variant) -> None:
+    page.set_viewport_size(ViewportSize(width=variant.width, height=800))
+    page.emulate_media(color_scheme=variant.scheme, reduced_motion="reduce")
+
+
+def _examine(page: Page, folder: Path | None, name: str) -> Iterator[tuple[str, object]]:
+    """Yield what is wrong with the page, by variant. Take a screenshot of each if there is a folder for them."""
+    for variant in VARIANTS if folder is None else ALL_VARIANTS:
+        _show(page, variant)
+        if folder is not None:
+            page.screenshot(path=folder / f"{name}-{variant.name}.png", full_page=True)
+        if violations := page.evaluate(VIOLATIONS):
+            yield variant.name, violations
+    for width in WIDTHS:
+        page.set_viewport_size(ViewportSize(width=width, height=800))
+        if overflow := page.evaluate(OVERFLOW_PIXELS):
+            yield f"{width} pixels", f"scrolls sideways by {overflow} pixels"
+
+
+def test_every_page_is_visited(tabs: dict[str, Tab], world: World) -> None:
+    visited = {pattern_of(world.path(visit.path)) for visit in VISITS}
+    samples = {"user_id": world.ids["ada"], "key_id": world.ids["key"], "digest": "x", "name": "x"}
+
+    pages = set()
+    for pattern in set(patterns("GET")) - visited:
+        response = tabs["admin"].page.request.get(pattern.format_map(samples), max_redirects=0)
+        if response.status != HTTPStatus.SEE_OTHER and "text/html" in response.headers.get("content-type", ""):
+            pages.add(pattern)
+    assert pages == set(), "add a Visit for each of these pages"
+
+
+def test_axe_is_unmodified() -> None:
+    vendored = tomllib.loads(AXE.joinpath("VENDORED.toml").read_text("utf-8"))
+
+    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in AXE.iterdir()}
+    del found["VENDORED.toml"]
+    assert found == vendored["sha256"]
+    assert AXE.joinpath("axe.min.js").read_text("utf-8").startswith(f"/*! axe v{vendored['version']}\n")
+    assert "Mozilla Public License" in AXE.joinpath("LICENSE").read_text("utf-8")

@@ -1,0 +1,140 @@
+"""The pages that the tests visit, and which page each visit reaches.
+
+The routes of the application tell which pages exist, so a new page needs a `Visit`: without one, a test fails.
+"""
+
+from collections.abc import Callable, Iterator
+
+import attrs
+from playwright.sync_api import Page
+from starlette.routing import BaseRoute, Match, Route
+
+from mlapi.entrypoints.application import create_app
+from mlapi.entrypoints.http.docs import documentation_routes
+from mlapi.entrypoints.http.start_page import start_routes
+from tests.pages.world import ADMIN_TOKEN
+
+
+def _do_nothing(page: Page) -> None:
+    """Look at the page as it is."""
+
+
+@attrs.frozen(kw_only=True)
+class Visit:
+    """A page in one of its states.
+
+    Attributes:
+        name: the name of its screenshots.
+        role: who opens it: ``admin``, or ``stranger`` for a browser that has not signed in.
+        path: the path, with the key of a user in place of an id.
+        act: what to do on the page before it is examined.
+        status: the status of the response, before `act`.
+    """
+
+    name: str
+    path: str
+    role: str = "admin"
+    act: Callable[[Page], None] = _do_nothing
+    status: int = 200
+
+
+def fill(**values: str) -> Callable[[Page], None]:
+    """Return an action that fills the fields with these names, without script, and submits their form."""
+
+    def act(page: Page) -> None:
+        for name, value in values.items():
+            page.locator(f"main [name={name}]").first.fill(value)
+        page.locator(f"main form:has([name={name}]) button").first.click()
+
+    return act
+
+
+def press(selector: str) -> Callable[[Page], None]:
+    """Return an action that presses a button and waits for the notice."""
+
+    def act(page: Page) -> None:
+        page.locator(selector).first.click()
+        page.wait_for_selector("#status:not(:empty)")
+
+    return act
+
+
+def wait_for(selector: str) -> Callable[[Page], None]:
+    """Return an action that waits until a script has added an element."""
+
+    def act(page: Page) -> None:
+        page.wait_for_selector(selector)
+
+    return act
+
+
+def sign_in_as_admin(page: Page) -> None:
+    page.goto("/console/log-in")
+    page.locator("[name=token]").fill(ADMIN_TOKEN)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/console")
+
+
+ROLES = {"stranger": _do_nothing, "admin": sign_in_as_admin}
+"""How the browser of each role signs in."""
+
+VISITS = (
+    Visit(name="sign-in", role="stranger", path="/console/log-in"),
+    Visit(name="sign-in-wrong", role="stranger", path="/console/log-in", act=fill(token="wrong")),
+    Visit(name="users", path="/console"),
+    Visit(name="users-found", path="/console?q=nightly"),
+    Visit(name="users-none-found", path="/console?q=nobody-has-this-name"),
+    Visit(name="users-ending", path="/console?state=ending"),
+    Visit(name="users-disabled", path="/console?state=disabled"),
+    Visit(name="add-user", path="/console/users/new"),
+    Visit(
+        name="add-user-errors", path="/console/users/new", act=fill(username="ada.lovelace ", email="ada", password=" ")
+    ),
+    Visit(name="user", path="/console/users/{batch}"),
+    Visit(name="user-long", path="/console/users/{longest}"),
+    Visit(name="user-spaced", path="/console/users/{spaced}"),
+    Visit(name="user-bidi", path="/console/users/{bidi}"),
+    Visit(name="user-key-added", path="/console/users/{karen}", act=fill(name="weekly report")),
+    Visit(name="user-disabled", path="/console/users/{radia}", act=press("main .title form button")),
+    Visit(name="remove-user", path="/console/users/{longest}/remove"),
+    Visit(name="remove-key", path="/console/users/{batch}/keys/{key}/remove"),
+    Visit(name="usage", path="/console/usage"),
+    Visit(name="usage-of-user", path="/console/usage?user_id={batch}"),
+    Visit(name="usage-none", path="/console/usage?from=2020-01-01&to=2020-01-31"),
+    Visit(name="activity", path="/console/activity"),
+    Visit(name="activity-of-user", path="/console/activity?user_id={batch}"),
+    Visit(name="no-such-user", path="/console/users/999999", status=404),
+    Visit(name="no-such-page", path="/console/nothing", status=404),
+    Visit(name="docs", path="/docs", act=wait_for(".opblock")),
+    Visit(name="start", path="/"),
+)
+
+
+def page_routes() -> list[BaseRoute]:
+    """Return the routes that serve pages: those of each application of pages, the start page and the documentation."""
+    routes: list[BaseRoute] = [*start_routes(), *documentation_routes()]
+    for pages in {
+        id(pages): pages for pages in map(_endpoint, create_app().routes) if hasattr(pages, "routes")
+    }.values():
+        routes += pages.routes
+    return routes
+
+
+def patterns(method: str) -> Iterator[str]:
+    """Return the paths of the pages that accept this method, such as ``/console/users/{user_id}``."""
+    for route in page_routes():
+        if isinstance(route, Route) and method in (route.methods or ()):
+            yield route.path
+
+
+def pattern_of(path: str, method: str = "GET") -> str | None:
+    """Return the pattern of the page that serves a path, or None."""
+    scope = {"type": "http", "method": method, "path": path.partition("?")[0], "root_path": ""}
+    for route in page_routes():
+        if isinstance(route, Route) and route.matches(scope)[0] is Match.FULL:
+            return route.path
+    return None
+
+
+def _endpoint(route: BaseRoute) -> object:
+    return getattr(route, "endpoint", None)

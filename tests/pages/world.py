@@ -1,0 +1,132 @@
+"""A server with users in every state, and with names that are hard to lay out, for the tests that visit its pages."""
+
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+import attrs
+
+from mlapi import UserId, Users
+from mlapi.adapters.memory import PlainCipher
+from mlapi.bootstrap import Service, open_service
+from mlapi.config import load_settings, make_plans
+from mlapi.domain.usage import UsageRow
+from tests.e2e.server import Server
+
+ADMIN_TOKEN = "an-admin-token-for-tests"
+PASSWORD = "difference engine 1843"
+CONFIG = "plans: {free: {per_minute: 60, per_month: 100000}, pro: {per_minute: 600}}\ndefault_plan: free\n"
+USERS = (
+    ("longest", "W" * 254, f"{'w' * 60}@{'example' * 8}.com"),
+    ("spaced", "a name of several words " * 8 + "end", "several.words@example.com"),
+    ("bidi", "עדה לאבלייס (ada)", "hebrew@example.com"),
+    ("html", '<b>markup</b> & "quotes"', "markup@example.com"),
+    ("ada", "ada.lovelace", "ada@analytical.example"),
+    ("alan", "alan.turing", "turing@bletchley.example"),
+    ("grace", "grace.hopper", "grace@navy.example"),
+    ("katherine", "katherine.johnson", "kj@langley.example"),
+    ("edsger", "edsger.dijkstra", "edsger@eindhoven.example"),
+    ("barbara", "barbara.liskov", "liskov@mit.example"),
+    ("claude", "claude.shannon", "claude@bell-labs.example"),
+    ("radia", "radia.perlman", "radia@sun.example"),
+    ("karen", "karen.spärck-jones", "ksj@cam.example"),
+    ("tony", "tony.hoare", "tony@oxford.example"),
+    ("frances", "frances.allen", "fran@ibm.example"),
+    ("batch", "nightly-batch", "ml-platform@example.com"),
+)
+"""A key for the tests, the name and the e-mail address of each user, the oldest first."""
+DISABLED = ("edsger", "tony")
+EXPIRY_DAYS = {"ada": 2, "grace": 5, "radia": 40, "claude": -3, "batch": 90, "longest": 3}
+"""The days until access expires."""
+DAYS = 30
+SATURDAY = 5
+
+
+@attrs.frozen
+class World:
+    """A running server and the ids of its users, by the keys in `USERS`."""
+
+    server: Server
+    ids: dict[str, int | str]
+
+    @classmethod
+    def start(cls, folder: Path) -> Self:
+        """Create a database and start a server on it. The caller stops the server."""
+        ids = create_database(folder)
+        server = Server(folder, {"MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN}).start()
+        return cls(server, ids)
+
+    def path(self, template: str) -> str:
+        """Return a path with the ids of users in place of their keys: ``/console/users/{ada}``."""
+        return template.format_map(self.ids)
+
+
+def create_database(folder: Path) -> dict[str, int | str]:
+    """Create the users, and guests who were added and removed in the last month. Return the ids of the users."""
+    config = folder / "config.yml"
+    config.write_text(CONFIG)
+    settings = load_settings(config, environ={"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"})
+    with open_service(settings) as service:
+        clock = _Clock(datetime.now(UTC).replace(hour=9, minute=30))
+        users = Users(
+            service.users.repository, PlainCipher(), clock=lambda: clock.at, plans=lambda: make_plans(settings)
+        )
+        ids = _register(users, clock)
+        _change(service, users, ids, clock.at)
+        return {**ids, "key": users.list_api_keys(ids["batch"])[0].id}
+
+
+@attrs.define
+class _Clock:
+    at: datetime
+
+
+def _register(users: Users, clock: _Clock) -> dict[str, UserId]:
+    rng = random.Random(7)  # a fixed seed, so that only the dates on the pages change
+    now = clock.at
+    remaining, ids = list(USERS), dict[str, UserId]()
+    removals: dict[int, list[UserId]] = {}  # the guests to remove on each day
+    for day in range(DAYS):
+        clock.at = now - timedelta(days=DAYS - 1 - day)
+        for number in range(min((DAYS - 1 - day) // 2, rng.randint(0, 3) + day // 6)):
+            guest = users.register(username=f"guest-{day}-{number}", password="-", email="guest@example.com")
+            removals.setdefault(min(day + rng.randint(1, 9), DAYS - 1), []).append(guest.id)
+        for key, name, email in remaining[: day % 2] if day < DAYS - 2 else remaining:
+            ids[key] = users.register(username=name, password=PASSWORD, email=email).id
+            remaining = remaining[1:]
+        for user_id in removals.pop(day, []):
+            users.remove(user_id=user_id)
+    return ids
+
+
+def _change(service: Service, users: Users, ids: dict[str, UserId], now: datetime) -> None:
+    for key in DISABLED:
+        users.set_enabled(user_id=ids[key], enabled=False)
+    for key, days in EXPIRY_DAYS.items():
+        users.update(user_id=ids[key], expires=now + timedelta(days=days), plan="pro")
+    users.update(user_id=ids["longest"], metadata={"customer": "c" * 100})
+    users.add_api_key(user_id=ids["batch"], name="nightly scoring job")
+    users.add_api_key(user_id=ids["longest"], name="k" * 100)
+    users.add_api_key(user_id=ids["batch"], name="backfill", expires_datetime=now + timedelta(days=90))
+    service.usage.add(list(_create_usage(users, ids, now)))
+
+
+def _create_usage(users: Users, ids: dict[str, UserId], now: datetime) -> Iterator[UsageRow]:
+    """Yield the usage of all users in the last month. On weekends, they send few requests."""
+    rng = random.Random(7)
+    keys = [key for name in ("batch", "longest") for key in users.list_api_keys(ids[name])]
+    credentials = [*((user_id, None) for user_id in ids.values()), *((key.user_id, key.id) for key in keys)]
+    for day in range(DAYS):
+        at = now - timedelta(days=day)
+        for user_id, key_id in credentials:
+            requests = rng.randint(1, 4 if at.weekday() >= SATURDAY else 400)
+            yield UsageRow(
+                day=at.date(),
+                user_id=user_id,
+                key_id=key_id,
+                requests=requests,
+                units=requests * rng.randint(200, 900) if key_id else 0,
+                seen_datetime=at,
+            )
