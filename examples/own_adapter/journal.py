@@ -21,9 +21,16 @@ import attrs
 import msgspec
 
 from mlapi import Command, ConfigurationError, Outcome, RepositoryUnavailableError
-from mlapi.adapters.memory import InMemoryAllowances, InMemoryAuditTrail, InMemoryUsage, InMemoryUserRepository
+from mlapi.adapters.memory import (
+    InMemoryAllowances,
+    InMemoryAuditTrail,
+    InMemoryManagers,
+    InMemoryUsage,
+    InMemoryUserRepository,
+)
 from mlapi.domain.allowances import Draw, Drawn
 from mlapi.domain.commands import UNCHANGED, Unchanged
+from mlapi.domain.managers import ManagerCommand, ManagerOutcome
 from mlapi.domain.plans import Window
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import UserId, to_utc
@@ -60,7 +67,7 @@ class TimedDraw:
     timestamp: float
 
 
-Entry = Command | Purge | PurgeUsage | UsageRow | SetFingerprint | TimedDraw
+Entry = Command | ManagerCommand | Purge | PurgeUsage | UsageRow | SetFingerprint | TimedDraw
 KINDS = {kind.__name__: kind for kind in get_args(Entry)}
 
 
@@ -183,6 +190,22 @@ class JournaledUsage(InMemoryUsage):
             return super().purge(before=before, limit=limit)
 
 
+class JournaledManagers(InMemoryManagers):
+    """`Managers` that write commands to a journal before they apply them in memory."""
+
+    def __init__(self, journal: Journal, audit: InMemoryAuditTrail) -> None:
+        super().__init__(audit)
+        self._journal = journal
+
+    def replay(self, command: ManagerCommand) -> None:
+        """Apply a command that was read from the journal."""
+        super().apply(command)
+
+    def apply(self, command: ManagerCommand) -> ManagerOutcome:
+        with self._journal.append([command]):
+            return super().apply(command)
+
+
 class JournaledUserRepository(InMemoryUserRepository):
     """A `UserRepository` that writes commands to a journal before it applies them in memory."""
 
@@ -190,12 +213,15 @@ class JournaledUserRepository(InMemoryUserRepository):
         super().__init__()
         self._journal = journal
         self.audit = JournaledAuditTrail(journal)
+        self.managers = JournaledManagers(journal, self.audit)
 
     def replay(self, entries: Iterable[Entry]) -> None:
         """Apply entries that were read from the journal."""
         for entry in entries:
             if isinstance(entry, Purge):
                 InMemoryAuditTrail.purge(self.audit, before=entry.before, limit=entry.limit)
+            elif isinstance(entry, ManagerCommand):
+                self.managers.replay(entry)
             elif not isinstance(entry, PurgeUsage | UsageRow | SetFingerprint | TimedDraw):
                 super().apply([entry])
 

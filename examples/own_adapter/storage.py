@@ -38,6 +38,7 @@ class JournalStorage:
     def __init__(self, path: Path) -> None:
         self._journal = Journal(path.absolute())
         self.users = JournaledUserRepository(self._journal)
+        self.managers = self.users.managers
         self.allowances = JournaledAllowances(self._journal, self.users.has)
         self.attempts = InMemoryAttempts()
         self.usage = JournaledUsage(self._journal)

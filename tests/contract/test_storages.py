@@ -5,14 +5,27 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import URL
 
-from mlapi import UserRepository
-from mlapi.adapters.memory import InMemoryStorage, InMemoryUsage, InMemoryUserRepository
+from mlapi import AuditTrail, UserRepository
+from mlapi.adapters.memory import (
+    InMemoryAuditTrail,
+    InMemoryManagers,
+    InMemoryStorage,
+    InMemoryUsage,
+    InMemoryUserRepository,
+)
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.storage import SqlStorage
-from mlapi.application.preparation import Preparation, PreparedUsage, prepare_on_first_use
+from mlapi.application.preparation import (
+    Preparation,
+    PreparedUsage,
+    prepare_managers_on_first_use,
+    prepare_on_first_use,
+)
+from mlapi.domain.managers import Managers
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import UsageRepository
 from mlapi.testing import StorageContract, UserRepositoryContract
+from mlapi.testing.managers import ManagersContract
 from mlapi.testing.usage import UsageRepositoryContract
 
 
@@ -36,6 +49,16 @@ class TestPreparedRepository(UserRepositoryContract):
     @pytest.fixture
     def repository(self) -> UserRepository:
         return prepare_on_first_use(InMemoryUserRepository(), Preparation(lambda: None))
+
+
+class TestPreparedManagers(ManagersContract):
+    @pytest.fixture
+    def audit(self) -> AuditTrail:
+        return InMemoryAuditTrail()
+
+    @pytest.fixture
+    def managers(self, audit: InMemoryAuditTrail) -> Managers:
+        return prepare_managers_on_first_use(InMemoryManagers(audit), Preparation(lambda: None))
 
 
 class TestPreparedUsage(UsageRepositoryContract):

@@ -10,6 +10,14 @@ from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
+from mlapi.domain.managers import (
+    Manager,
+    ManagerCommand,
+    ManagerOutcome,
+    Managers,
+    ManagerTokenId,
+    NonblockingManagers,
+)
 from mlapi.domain.ports import AttemptCounts, AuditTrail, NonblockingLookup, UserRepository
 from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.storage import Storage
@@ -187,6 +195,52 @@ class PreparedAllowances:
     def read(self, requests: Sequence[Draw]) -> list[Drawn | None]:
         self._preparation.ensure()
         return self._allowances.read(requests)
+
+
+def prepare_managers_on_first_use(managers: Managers, preparation: Preparation) -> Managers:
+    """Return managers that run the preparation before each call, until it has succeeded."""
+    if preparation.is_done:
+        return managers
+    if isinstance(managers, NonblockingManagers):
+        return NonblockingPreparedManagers(managers, managers, preparation)
+    return PreparedManagers(managers, preparation)
+
+
+class PreparedManagers:
+    """`Managers` that run a `Preparation` before each call, until it has succeeded."""
+
+    def __init__(self, managers: Managers, preparation: Preparation) -> None:
+        self._managers = managers
+        self._preparation = preparation
+
+    def apply(self, command: ManagerCommand) -> ManagerOutcome:
+        return self._prepared().apply(command)
+
+    def find_many(self, token_ids: Sequence[ManagerTokenId]) -> list[Manager | None]:
+        return self._prepared().find_many(token_ids)
+
+    def find(self, name: str) -> Manager | None:
+        return self._prepared().find(name)
+
+    def list_all(self) -> list[Manager]:
+        return self._prepared().list_all()
+
+    def _prepared(self) -> Managers:
+        self._preparation.ensure()
+        return self._managers
+
+
+class NonblockingPreparedManagers(PreparedManagers):
+    """`PreparedManagers` that are also `NonblockingManagers`."""
+
+    def __init__(self, managers: Managers, lookup: NonblockingManagers, preparation: Preparation) -> None:
+        super().__init__(managers, preparation)
+        self._lookup = lookup
+
+    def find_many_nowait(self, token_ids: Sequence[ManagerTokenId]) -> list[Manager | None]:
+        if not self._preparation.is_done:
+            raise RepositoryUnavailableError("the database is not prepared yet")
+        return self._lookup.find_many_nowait(token_ids)
 
 
 class PreparedRepository:

@@ -1,4 +1,4 @@
-"""The audit trail: who changed which user, how and when.
+"""The audit trail: who changed which user or manager, how and when.
 
 Each entry is written in the same transaction as the change. Entries outlive their user, so they contain the user's id
 but no personal data.
@@ -55,6 +55,9 @@ Action = Literal[
     "remove",
     "add_api_key",
     "remove_api_key",
+    "add_manager",
+    "rotate_manager",
+    "remove_manager",
 ]
 Result = Literal[
     "done",
@@ -65,6 +68,8 @@ Result = Literal[
     "too_many_api_keys",
     "user_referenced",
     "change_rejected",
+    "manager_exists",
+    "manager_not_found",
 ]
 
 _ACTIONS: dict[type[Command], Action] = {
@@ -96,9 +101,10 @@ _RESULTS: dict[type[Outcome], Result] = {
 class AuditEntry:
     """One command, applied or rejected.
 
-    ``user_id`` is None if no user can have the id in the command, if the API key is unknown, or if the database
-    rejected a registration or the removal of an API key.
-    ``api_key_id`` is set only if an API key was added or removed. ``changes`` is the JSON text of `describe_changes`.
+    ``user_id`` is None if the command changes a manager, if no user can have the id in the command, if the API key is
+    unknown, or if the database rejected a registration or the removal of an API key.
+    ``api_key_id`` is set only if an API key was added or removed. ``changes`` is the JSON text of `describe_changes`,
+    or of the changes to a manager.
     """
 
     id: AuditId = UNSAVED_ID

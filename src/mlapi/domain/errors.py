@@ -7,6 +7,8 @@ MlapiError
 ├── PasswordChangedError             the password was changed concurrently
 ├── ApiKeyNotFoundError              no API key has this id
 ├── TooManyApiKeysError              the user has as many API keys as allowed
+├── ManagerExistsError               the name of a manager is taken
+├── ManagerNotFoundError             no manager has this name
 ├── UserReferencedError              rows in other tables refer to the user
 ├── ChangeRejectedError              a constraint or trigger in the database rejects the change
 ├── InvalidCredentialsError          unknown username or wrong password
@@ -112,6 +114,22 @@ class TooManyApiKeysError(MlapiError):
 
     def __str__(self) -> str:
         return f"user {self.user_id} already has {self.limit} API keys, which is the maximum: remove one first"
+
+
+@attrs.frozen
+class ManagerExistsError(MlapiError):
+    name: str
+
+    def __str__(self) -> str:
+        return f"manager {self.name} already exists: choose another name, or remove that manager first"
+
+
+@attrs.frozen
+class ManagerNotFoundError(MlapiError):
+    name: str
+
+    def __str__(self) -> str:
+        return f"manager {self.name} does not exist: check the name in the list of managers"
 
 
 @attrs.frozen

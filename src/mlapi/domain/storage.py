@@ -9,20 +9,22 @@ from typing import Protocol
 
 from mlapi.domain.allowances import Allowances
 from mlapi.domain.inspection import Inspection
+from mlapi.domain.managers import Managers
 from mlapi.domain.ports import AttemptCounts, UserRepository
 from mlapi.domain.usage import UsageRepository
 
 
 class Storage(Protocol):
-    """A database for everything that the service stores: users, audit trail, attempts, usage, and the key fingerprint.
+    """A database for everything that the service stores: users, managers, audit trail, attempts, usage, and the
+    key fingerprint.
 
     `mlapi.bootstrap.register_storage` maps a URL scheme to a function that creates a storage from the URL. That
     function creates no file and does not connect, because the service must start even without its database. It raises
     `ConfigurationError` for a URL that it cannot use. The message does not repeat the URL, which may contain a
     password.
 
-    Applied commands, the audit trail, usage and the fingerprint are still there after the storage is closed and
-    reopened. The in-memory storage is an exception: it loses everything, and logs a warning.
+    Applied commands, managers, the audit trail, usage and the fingerprint survive closing and reopening the storage.
+    The in-memory storage is an exception: it loses everything, and logs a warning.
 
     Every method except `close` raises `RepositoryUnavailableError` while the database is unavailable.
 
@@ -33,6 +35,11 @@ class Storage(Protocol):
     @property
     def users(self) -> UserRepository:
         """The repository of users and their audit trail. It is used only after `prepare` has returned."""
+        ...
+
+    @property
+    def managers(self) -> Managers:
+        """The managers. Their changes are in the audit trail of ``users``. Used only after `prepare` has returned."""
         ...
 
     @property

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlapi.adapters.memory import (
+    InMemoryManagers,
     InMemoryStorage,
     InMemoryTokens,
     InMemoryUsage,
@@ -31,11 +32,13 @@ __all__ = [
     "AttemptLimiterContract",
     "HttpContract",
     "ImmediateUsage",
+    "InMemoryManagers",
     "InMemoryStorage",
     "InMemoryTokens",
     "InMemoryUsage",
     "InMemoryUserRepository",
     "LoggedInUser",
+    "ManagersContract",
     "PasswordCipherContract",
     "PlainCipher",
     "SettableClock",
@@ -55,6 +58,7 @@ _SUITES = {
     "AllowancesContract": "mlapi.testing.allowances",
     "AttemptLimiterContract": "mlapi.testing.attempts",
     "HttpContract": "mlapi.testing.http",
+    "ManagersContract": "mlapi.testing.managers",
     "PasswordCipherContract": "mlapi.testing.cipher",
     "StorageContract": "mlapi.testing.storage",
     "TokenIssuerContract": "mlapi.testing.tokens",
@@ -75,6 +79,7 @@ if TYPE_CHECKING:
     from mlapi.testing.cipher import PasswordCipherContract
     from mlapi.testing.guarded_routes import assert_all_routes_guarded
     from mlapi.testing.http import HttpContract
+    from mlapi.testing.managers import ManagersContract
     from mlapi.testing.repository import UserRepositoryContract
     from mlapi.testing.storage import StorageContract
     from mlapi.testing.tokens import TokenIssuerContract

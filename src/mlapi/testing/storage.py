@@ -8,8 +8,8 @@ with a new, empty storage:
         def open_storage(self, tmp_path):
             return lambda: MyStorage(tmp_path / "users")
 
-The suite includes the contracts of `UserRepository`, `AttemptLimiter`, `Allowances` and `UsageRepository`, for the
-storage's users, attempt counts, allowances and usage.
+The suite includes the contracts of `UserRepository`, `Managers`, `AttemptLimiter`, `Allowances` and `UsageRepository`,
+for the storage's users, managers, attempt counts, allowances and usage.
 """
 
 import time
@@ -20,16 +20,18 @@ from pathlib import Path
 
 import pytest
 
-from mlapi import AttemptLimiter, ConfigurationError, UserId, UserRepository
+from mlapi import AttemptLimiter, AuditTrail, ConfigurationError, UserId, UserRepository
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.domain.allowances import Allowances
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Remove, SetEnabled
 from mlapi.domain.inspection import Inspection
+from mlapi.domain.managers import Managers
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import UsageRepository
 from mlapi.testing.allowances import AllowancesContract, draw_one, request_draw
 from mlapi.testing.attempts import ATTEMPT_LIMIT, AttemptLimiterContract
+from mlapi.testing.managers import ManagersContract, added
 from mlapi.testing.repository import UserRepositoryContract
 from mlapi.testing.samples import LATER, NOON, registered, with_api_key
 from mlapi.testing.usage import UsageRepositoryContract, row
@@ -40,7 +42,9 @@ LONG_SECONDS = 60.0
 SHORT_SECONDS = 0.05
 
 
-class StorageContract(UserRepositoryContract, AttemptLimiterContract, AllowancesContract, UsageRepositoryContract):
+class StorageContract(
+    UserRepositoryContract, ManagersContract, AttemptLimiterContract, AllowancesContract, UsageRepositoryContract
+):
     forgets = False
     """Set this to True for a storage that loses everything when it is closed, such as mlapi's in-memory storage."""
 
@@ -54,6 +58,14 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract, Allowances
     @pytest.fixture
     def repository(self, storage: Storage) -> UserRepository:
         return storage.users
+
+    @pytest.fixture
+    def managers(self, storage: Storage) -> Managers:
+        return storage.managers
+
+    @pytest.fixture
+    def audit(self, storage: Storage) -> AuditTrail:
+        return storage.users.audit
 
     @pytest.fixture
     def attempts(self, storage: Storage) -> AttemptLimiter:
@@ -77,6 +89,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract, Allowances
         (disabled, _) = storage.users.apply(
             [SetEnabled(user_id=ada.id, enabled=False, at=LATER), Remove(user_id=bob.id, at=LATER)]
         )
+        alice = added(storage.managers)
         storage.store_fingerprint("a fingerprint")
         storage.usage.add([row(user_id=ada.id), row(user_id=bob.id)])
         entries = storage.users.audit.list_page(limit=10)
@@ -85,11 +98,12 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract, Allowances
 
         again = open_storage()
         if self.forgets:
-            assert (again.users.count(), again.usage.list_page(limit=9)) == (0, [])
+            assert (again.users.count(), again.managers.list_all(), again.usage.list_page(limit=9)) == (0, [], [])
             return
         again.prepare(may_upgrade=False)
         assert again.users.list_page(after=UserId(0), limit=10) == [disabled]
         assert again.users.list_api_keys(ada.id) == [key]
+        assert again.managers.list_all() == [alice]
         assert again.users.audit.list_page(limit=10) == entries
         assert again.find_fingerprint() == "a fingerprint"
         assert again.usage.list_page(limit=9) == [row(user_id=ada.id), row(user_id=bob.id)]

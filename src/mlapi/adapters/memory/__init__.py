@@ -5,6 +5,7 @@ These adapters pass the same contract suites as the others, but all data is lost
 
 from mlapi.adapters.memory.counts import InMemoryAllowances, InMemoryAttempts, UnlimitedAttempts
 from mlapi.adapters.memory.credentials import InMemoryTokens, PlainCipher
+from mlapi.adapters.memory.managers import InMemoryManagers
 from mlapi.adapters.memory.storage import InMemoryStorage
 from mlapi.adapters.memory.usage import InMemoryUsage
 from mlapi.adapters.memory.users import InMemoryAuditTrail, InMemoryUserRepository
@@ -13,6 +14,7 @@ __all__ = [
     "InMemoryAllowances",
     "InMemoryAttempts",
     "InMemoryAuditTrail",
+    "InMemoryManagers",
     "InMemoryStorage",
     "InMemoryTokens",
     "InMemoryUsage",

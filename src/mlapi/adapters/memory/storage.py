@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from mlapi.adapters.memory.counts import InMemoryAllowances, InMemoryAttempts
+from mlapi.adapters.memory.managers import InMemoryManagers
 from mlapi.adapters.memory.usage import InMemoryUsage
 from mlapi.adapters.memory.users import InMemoryUserRepository
 from mlapi.domain.errors import (
@@ -29,6 +30,7 @@ class InMemoryStorage:
 
     def __init__(self) -> None:
         self.users = InMemoryUserRepository()
+        self.managers = InMemoryManagers(self.users.audit)
         self.attempts = InMemoryAttempts()
         self.allowances = InMemoryAllowances(self.users.has)
         self.usage = InMemoryUsage()

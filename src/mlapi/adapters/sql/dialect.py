@@ -19,6 +19,7 @@ from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UsernameKey
 from mlapi.interruption import Interruption
@@ -156,6 +157,10 @@ class Dialect(Protocol[DriverConnectionT]):
 
     def find_principals(self, connection: DriverConnectionT, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         """Return the principal for each id, or None. Every earlier commit is visible."""
+        ...
+
+    def find_managers(self, connection: DriverConnectionT, token_ids: Sequence[ManagerTokenId]) -> list[Manager]:
+        """Return the managers with these token ids, in any order. Every earlier commit is visible."""
         ...
 
     def read_counts(self, connection: DriverConnectionT, keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import ClauseElement, Dialect, Table, delete, false, insert, select, update
 
 from mlapi.adapters.sql.statements import compile_statement
-from mlapi.adapters.sql.tables import allowances, api_keys, attempts, audit, usage, users
+from mlapi.adapters.sql.tables import allowances, api_keys, attempts, audit, managers, usage, users
 
 WRITES: Mapping[Table, Sequence[str]] = {
     users: ("INSERT", "UPDATE", "DELETE"),
     api_keys: ("INSERT", "UPDATE", "DELETE"),
+    managers: ("INSERT", "UPDATE", "DELETE"),
     attempts: ("INSERT", "UPDATE", "DELETE"),
     audit: ("INSERT",),  # entries are deleted only if `audit.days` is set
     allowances: ("INSERT", "UPDATE"),  # rows are deleted together with their user

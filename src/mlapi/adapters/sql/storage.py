@@ -13,6 +13,7 @@ from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.inspection import find_obstacles, inspect_database
 from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, store_fingerprint
+from mlapi.adapters.sql.managers import SqliteManagers, SqlManagers
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.revisions import HEAD
 from mlapi.adapters.sql.schema import prepare_schema, upgrade
@@ -35,6 +36,7 @@ class SqlStorage:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.users = SqliteUserRepository(database) if database.dialect.supports_nowait else SqlUserRepository(database)
+        self.managers = SqliteManagers(database) if database.dialect.supports_nowait else SqlManagers(database)
         self.attempts = SqlAttempts(database)
         self.allowances = SqlAllowances(database)
         self.usage = SqlUsage(database)

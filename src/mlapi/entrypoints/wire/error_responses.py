@@ -16,6 +16,8 @@ from mlapi.domain.errors import (
     InvalidCredentialsError,
     InvalidFieldsError,
     InvalidTokenError,
+    ManagerExistsError,
+    ManagerNotFoundError,
     MlapiError,
     PasswordChangedError,
     RepositoryUnavailableError,
@@ -110,6 +112,10 @@ _ENTRIES = (
     ErrorEntry(
         OwnApiKeysDisabledError(), HTTPStatus.FORBIDDEN, None, "`account.keys` is false. Managers create the API keys."
     ),
+    ErrorEntry(
+        ManagerExistsError("alice"), HTTPStatus.CONFLICT, "Manager already exists", "Another manager has this name."
+    ),
+    ErrorEntry(ManagerNotFoundError("alice"), HTTPStatus.NOT_FOUND, "Manager not found", "No manager has this name."),
     ErrorEntry(
         InvalidCredentialsError(), HTTPStatus.UNAUTHORIZED, "Invalid credentials", "Unknown user or wrong password."
     ),

@@ -23,6 +23,7 @@ from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.metadata import find_json_texts
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UsernameKey
@@ -161,6 +162,9 @@ class PostgresqlDialect:
 
     def find_principals(self, connection: "BoundedConnection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return execution.find_principals(connection, ids)
+
+    def find_managers(self, connection: "BoundedConnection", token_ids: Sequence[ManagerTokenId]) -> list[Manager]:
+        return execution.find_managers(connection, token_ids)
 
     def read_counts(
         self, connection: "BoundedConnection", keys: Sequence[str], *, now: float

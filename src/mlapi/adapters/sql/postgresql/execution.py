@@ -34,6 +34,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
+from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UserId, UsernameKey
 
@@ -87,6 +88,12 @@ def find_principals(connection: "BoundedConnection", ids: Sequence[PrincipalId])
             _cached_principal, connection.execute(sql.PRINCIPALS_BY_KEY_IDS, {"ids": key_ids}, binary=True).fetchall()
         ),
     )
+
+
+def find_managers(connection: "BoundedConnection", token_ids: Sequence[ManagerTokenId]) -> list[Manager]:
+    """Return the managers with these token ids."""
+    found = connection.execute(sql.MANAGERS_BY_TOKEN_IDS, {"ids": list(token_ids)}, binary=True)
+    return list(map(rows.read_manager, found.fetchall()))
 
 
 def read_counts(connection: "BoundedConnection", keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:

@@ -36,9 +36,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert
 
 from mlapi.adapters.sql import statements
-from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, inserted_columns
+from mlapi.adapters.sql.rows import API_KEY_COLUMNS, MANAGER_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import allowances, api_keys, attempts, audit, usage, users
+from mlapi.adapters.sql.tables import allowances, api_keys, attempts, audit, managers, usage, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
@@ -241,6 +241,9 @@ PRINCIPALS_BY_KEY_IDS = _compile(
     select(*API_KEY_COLUMNS, *USER_COLUMNS)
     .join_from(api_keys, users)
     .where(api_keys.c.id == any_(bindparam("ids", type_=ARRAY(String))))
+)
+MANAGERS_BY_TOKEN_IDS = _compile(
+    select(*MANAGER_COLUMNS).where(managers.c.token_id == any_(bindparam("ids", type_=ARRAY(String))))
 )
 INSERT_AUDIT = _compile_insert_audit()
 LOCK_ALLOWANCES = _compile_lock_allowances()

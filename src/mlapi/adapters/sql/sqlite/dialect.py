@@ -28,6 +28,7 @@ from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.metadata import find_json_texts, is_key
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UsernameKey
@@ -131,6 +132,9 @@ class SqliteDialect:
 
     def find_principals(self, connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return reading.find_principals(connection, ids)
+
+    def find_managers(self, connection: sqlite3.Connection, token_ids: Sequence[ManagerTokenId]) -> list[Manager]:
+        return execution.find_managers(connection, token_ids)
 
     def read_counts(self, connection: sqlite3.Connection, keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:
         return execution.read_counts(connection, keys, now=now)

@@ -10,7 +10,7 @@ from sqlalchemy import Column
 
 from mlapi.adapters.sql import rows, statements
 from mlapi.adapters.sql.principals import is_storable_key_id, is_storable_user_id
-from mlapi.adapters.sql.row_readers import Convert, Row
+from mlapi.adapters.sql.row_readers import Convert, Row, row_reader
 from mlapi.adapters.sql.sqlite import reading
 from mlapi.adapters.sql.sqlite import statements as sql
 from mlapi.adapters.sql.sqlite.times import encode_time
@@ -30,6 +30,7 @@ from mlapi.domain.commands import (
 )
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import ApiKeyNotFoundError, TooManyApiKeysError, UserExistsError, UserNotFoundError
+from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.users import User, UserId, UsernameKey
 
 
@@ -53,6 +54,12 @@ def find_users(connection: sqlite3.Connection, keys: Sequence[UsernameKey]) -> d
     """Return the users with these canonical usernames. Names of unknown users are omitted."""
     found = connection.execute(sql.USERS_BY_USERNAME_KEYS, {"keys": msgspec.json.encode(keys).decode()}).fetchall()
     return {row[0]: reading.cached_user(row[1:]) for row in found}
+
+
+def find_managers(connection: sqlite3.Connection, token_ids: Sequence[ManagerTokenId]) -> list[Manager]:
+    """Return the managers with these token ids."""
+    found = connection.execute(sql.MANAGERS_BY_TOKEN_IDS, {"keys": msgspec.json.encode(token_ids).decode()})
+    return [_read_manager(row) for row in found.fetchall()]
 
 
 def read_counts(connection: sqlite3.Connection, keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:
@@ -157,6 +164,7 @@ def _encoder_of(column: Column[Any]) -> Convert | None:
     return encode_time if isinstance(column.type, UtcDateTime) else None
 
 
+_read_manager = row_reader(Manager, reading.decoder_of)
 _user_row = rows.row_writer(Register, users, _encoder_of)
 _api_key_row = rows.dict_writer(ApiKey, api_keys, _encoder_of)
 _audit_row = rows.row_writer(AuditEntry, audit, _encoder_of)

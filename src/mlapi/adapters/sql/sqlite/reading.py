@@ -67,14 +67,15 @@ def _select(
     return connection.execute(by_ids, {"ids": msgspec.json.encode(ids).decode()}).fetchall()
 
 
-def _decoder_of(field: "attrs.Attribute[Any]") -> Convert | None:
+def decoder_of(field: "attrs.Attribute[Any]") -> Convert | None:
+    """Return the function that decodes SQLite's values for a field, or None. See `row_reader`."""
     if datetime in (get_args(field.type) or (field.type,)):
         return decode_time
     return bool if field.type is bool else None
 
 
-read_user = row_reader(User, _decoder_of)
-read_api_key = row_reader(ApiKey, _decoder_of)
+read_user = row_reader(User, decoder_of)
+read_api_key = row_reader(ApiKey, decoder_of)
 
 # The same rows are looked up repeatedly, so cache the parsed objects.
 cached_user = lru_cache(principals.MAX_CACHED_ROWS)(read_user)

@@ -6,9 +6,9 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 
 from mlapi.adapters.sql import statements
-from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, inserted_columns
+from mlapi.adapters.sql.rows import API_KEY_COLUMNS, MANAGER_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import api_keys, attempts, audit, users
+from mlapi.adapters.sql.tables import api_keys, attempts, audit, managers, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
@@ -62,6 +62,8 @@ REMOVE_API_KEY = _compile(
     .where(_WITH_KEY_ID, or_(bindparam("owner").is_(None), api_keys.c.user_id == bindparam("owner")))
     .returning(*API_KEY_COLUMNS)
 )
+
+MANAGERS_BY_TOKEN_IDS = _compile(select(*MANAGER_COLUMNS).where(managers.c.token_id.in_(_KEYS)))
 
 INSERT_AUDIT = _compile(_insert(AuditEntry, audit), _POSITIONAL)
 

@@ -1,0 +1,106 @@
+"""Managers in SQLite or PostgreSQL."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import attrs
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.principals import is_storable_key_id, is_storable_text
+from mlapi.adapters.sql.rows import MANAGER_COLUMNS, dict_writer, read_manager
+from mlapi.adapters.sql.tables import audit, managers
+from mlapi.domain.audit import AuditEntry
+from mlapi.domain.errors import ManagerExistsError, ManagerNotFoundError
+from mlapi.domain.managers import (
+    AddManager,
+    Manager,
+    ManagerCommand,
+    ManagerOutcome,
+    ManagerTokenId,
+    RotateManager,
+    make_manager_entry,
+)
+
+_WITH_NAME = managers.c.name == bindparam("by_name")
+_SELECT = select(*MANAGER_COLUMNS)
+_FIND = _SELECT.where(_WITH_NAME)
+_LIST = _SELECT.order_by(managers.c.name)
+_REMOVE = delete(managers).where(_WITH_NAME).returning(*MANAGER_COLUMNS)
+_ROTATED = ("token_id", "digest", "expires_datetime")
+_ROTATE = (
+    update(managers)
+    .where(_WITH_NAME)
+    .values({name: bindparam(f"new_{name}") for name in _ROTATED})
+    .returning(*MANAGER_COLUMNS)
+)
+
+_audit_row = dict_writer(AuditEntry, audit)
+
+
+class SqlManagers:
+    """`Managers` in SQLite or PostgreSQL.
+
+    Args:
+        database: contains the tables.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def apply(self, command: ManagerCommand) -> ManagerOutcome:
+        def work(connection: Connection) -> ManagerOutcome:
+            outcome = self._apply(connection, command)
+            connection.execute(insert(audit), _audit_row(make_manager_entry(command, outcome)))
+            return outcome
+
+        return self._database.write(work)
+
+    def find_many(self, token_ids: Sequence[ManagerTokenId]) -> list[Manager | None]:
+        return self._in_order(
+            token_ids,
+            self._database.read_batch(partial(self._database.dialect.find_managers, token_ids=_storable(token_ids))),
+        )
+
+    def find(self, name: str) -> Manager | None:
+        if not is_storable_text(name):
+            return None
+        row = self._database.read(lambda connection: connection.execute(_FIND, {"by_name": name}).one_or_none())
+        return None if row is None else read_manager(row)
+
+    def list_all(self) -> list[Manager]:
+        found = self._database.read(lambda connection: connection.execute(_LIST).all())
+        return sorted(map(read_manager, found), key=lambda manager: manager.name)  # regardless of the collation
+
+    @staticmethod
+    def _in_order(token_ids: Sequence[ManagerTokenId], found: Sequence[Manager]) -> list[Manager | None]:
+        by_token_id = {manager.token_id: manager for manager in found}
+        return [by_token_id.get(token_id) for token_id in token_ids]
+
+    def _apply(self, connection: Connection, command: ManagerCommand) -> ManagerOutcome:
+        if isinstance(command, AddManager):
+            adding = self._database.dialect.insert(managers).values(attrs.asdict(command.manager))
+            adding = adding.on_conflict_do_nothing(index_elements=["name"])
+            is_new = connection.execute(adding.returning(managers.c.name)).first() is not None
+            return command.manager if is_new else ManagerExistsError(command.manager.name)
+        if not is_storable_text(command.name):
+            return ManagerNotFoundError(command.name)
+        parameters = {"by_name": command.name}
+        if isinstance(command, RotateManager):
+            parameters |= {f"new_{name}": getattr(command, name) for name in _ROTATED}
+            row = connection.execute(_ROTATE, parameters).one_or_none()
+        else:
+            row = connection.execute(_REMOVE, parameters).one_or_none()
+        return ManagerNotFoundError(command.name) if row is None else read_manager(row)
+
+
+class SqliteManagers(SqlManagers):
+    """`Managers` in SQLite. They are also `NonblockingManagers`: reads are fast enough for an event loop."""
+
+    def find_many_nowait(self, token_ids: Sequence[ManagerTokenId]) -> list[Manager | None]:
+        find = partial(self._database.dialect.find_managers, token_ids=_storable(token_ids))
+        return self._in_order(token_ids, self._database.read_nowait(find))
+
+
+def _storable(token_ids: Sequence[ManagerTokenId]) -> list[ManagerTokenId]:
+    return [token_id for token_id in token_ids if is_storable_key_id(token_id)]
