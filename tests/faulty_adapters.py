@@ -202,6 +202,11 @@ class FindingPartsOfNames(InMemoryUserRepository):
         return self.list_page(after=UserId(0), limit=limit, matching=UserFilter(containing=prefix))
 
 
+class ComparingTheCaseOfAddresses(InMemoryUserRepository):
+    def find_by_email(self, email: str, *, limit: int) -> list[User]:
+        return [user for user in self._users.values() if user.email == email][:limit]
+
+
 class OmittingUnknownNames(InMemoryUserRepository):
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
         return [user for user in super().find_many(keys) if user is not None]

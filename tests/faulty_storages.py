@@ -6,14 +6,16 @@ They keep everything in memory. Reopening a closed storage returns the same obje
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import attrs
 
 from mlapi import ConfigurationError, RepositoryUnavailableError
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage, InMemoryUserRepository
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryOutbox, InMemoryStorage, InMemoryUserRepository
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.inspection import Inspection
+from mlapi.domain.outbox import QueuedMail
 
 FindPasswordError = Callable[[str], str | None]
 
@@ -133,6 +135,56 @@ class WithNaiveTimes(InMemoryStorage):
     def inspect(self, *, find_password_error: FindPasswordError | None) -> Inspection:
         found = super().inspect(find_password_error=find_password_error)
         return attrs.evolve(found, latest_change=found.latest_change and found.latest_change.replace(tzinfo=None))
+
+
+# --- the outbox
+
+
+class ForgettingMail(InMemoryStorage):
+    """Stores users without the mail of their commands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outbox = InMemoryOutbox()
+
+
+class ClaimingForever(InMemoryOutbox):
+    def claim(self, *, now: datetime, until: datetime) -> QueuedMail | None:
+        return super().claim(now=now, until=until.replace(year=9999))
+
+
+class ClaimingWithoutALock(InMemoryOutbox):
+    def claim(self, *, now: datetime, until: datetime) -> QueuedMail | None:
+        found = [
+            mail for mail in self.list_page(limit=999) if mail.due_datetime is not None and mail.due_datetime <= now
+        ]
+        time.sleep(0.001)
+        if not found:
+            return None
+        claimed = attrs.evolve(found[-1], due_datetime=until, attempts=found[-1].attempts + 1)
+        self.change(changed=[claimed])
+        return claimed
+
+
+class ClaimingInTheOrderOfIds(InMemoryOutbox):
+    def claim(self, *, now: datetime, until: datetime) -> QueuedMail | None:
+        for mail in self.list_page(limit=999)[::-1]:
+            if mail.due_datetime is not None and mail.due_datetime <= now:
+                self._mails[mail.id] = attrs.evolve(mail, due_datetime=until, attempts=mail.attempts + 1)
+                return self._mails[mail.id]
+        return None
+
+
+class IgnoringOtherClaims(InMemoryOutbox):
+    def _is_claimed(self, mail: QueuedMail) -> bool:
+        return mail.id in self._mails
+
+
+class PurgingWaitingMail(InMemoryOutbox):
+    def purge(self, *, before: datetime, limit: int) -> int:
+        old = [mail.id for mail in self.list_page(limit=999) if mail.created_datetime < before][:limit]
+        self.change(removed=old)
+        return len(old)
 
 
 # --- counts of login attempts

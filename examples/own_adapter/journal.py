@@ -25,12 +25,14 @@ from mlapi.adapters.memory import (
     InMemoryAllowances,
     InMemoryAuditTrail,
     InMemoryManagers,
+    InMemoryOutbox,
     InMemoryUsage,
     InMemoryUserRepository,
 )
 from mlapi.domain.allowances import Draw, Drawn
 from mlapi.domain.commands import UNCHANGED, Unchanged
 from mlapi.domain.managers import ManagerCommand, ManagerOutcome
+from mlapi.domain.outbox import MailId, QueuedMail
 from mlapi.domain.plans import Window
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import UserId, to_utc
@@ -67,7 +69,16 @@ class TimedDraw:
     timestamp: float
 
 
-Entry = Command | ManagerCommand | Purge | PurgeUsage | UsageRow | SetFingerprint | TimedDraw
+@attrs.frozen(kw_only=True)
+class ChangeOutbox:
+    """Add, change and remove mail in the outbox."""
+
+    added: tuple[QueuedMail, ...] = ()
+    changed: tuple[QueuedMail, ...] = ()
+    removed: tuple[MailId, ...] = ()
+
+
+Entry = Command | ManagerCommand | Purge | PurgeUsage | UsageRow | SetFingerprint | TimedDraw | ChangeOutbox
 KINDS = {kind.__name__: kind for kind in get_args(Entry)}
 
 
@@ -206,6 +217,21 @@ class JournaledManagers(InMemoryManagers):
             return super().apply(command)
 
 
+class JournaledOutbox(InMemoryOutbox):
+    """An `Outbox` that writes changes to a journal before it makes them in memory."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def change(
+        self, *, added: Sequence[QueuedMail] = (), changed: Sequence[QueuedMail] = (), removed: Sequence[MailId] = ()
+    ) -> None:
+        change = ChangeOutbox(added=tuple(added), changed=tuple(changed), removed=tuple(removed))
+        with self._journal.append([change]):
+            super().change(added=added, changed=changed, removed=removed)
+
+
 class JournaledUserRepository(InMemoryUserRepository):
     """A `UserRepository` that writes commands to a journal before it applies them in memory."""
 
@@ -214,20 +240,26 @@ class JournaledUserRepository(InMemoryUserRepository):
         self._journal = journal
         self.audit = JournaledAuditTrail(journal)
         self.managers = JournaledManagers(journal, self.audit)
+        self.outbox = JournaledOutbox(journal)
 
     def replay(self, entries: Iterable[Entry]) -> None:
         """Apply entries that were read from the journal."""
         for entry in entries:
-            if isinstance(entry, Purge):
+            if isinstance(entry, ChangeOutbox):
+                InMemoryOutbox.change(self.outbox, **attrs.asdict(entry, recurse=False))
+            elif isinstance(entry, Purge):
                 InMemoryAuditTrail.purge(self.audit, before=entry.before, limit=entry.limit)
             elif isinstance(entry, ManagerCommand):
                 self.managers.replay(entry)
-            elif not isinstance(entry, PurgeUsage | UsageRow | SetFingerprint | TimedDraw):
+            elif not isinstance(entry, PurgeUsage | UsageRow | SetFingerprint | TimedDraw | ChangeOutbox):
                 super().apply([entry])
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         with self._journal.append(commands, commit_by):
             return super().apply(commands)
+
+    def _queue_mails(self, mails: Sequence[QueuedMail]) -> None:
+        InMemoryOutbox.change(self.outbox, added=mails)  # the journal contains the commands that cause the mail
 
     def check(self) -> None:
         self._journal.require_file()

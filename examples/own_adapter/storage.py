@@ -42,6 +42,7 @@ class JournalStorage:
         self.allowances = JournaledAllowances(self._journal, self.users.has)
         self.attempts = InMemoryAttempts()
         self.usage = JournaledUsage(self._journal)
+        self.outbox = self.users.outbox
         self.files = (self._journal.path,)
         self.secrets_folder = self._journal.path.parent
         self._lock = threading.Lock()

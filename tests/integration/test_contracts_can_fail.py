@@ -7,6 +7,7 @@ import pytest
 from mlapi.testing import (
     AttemptLimiterContract,
     HttpContract,
+    OutboxContract,
     PasswordCipherContract,
     StorageContract,
     TokenIssuerContract,
@@ -42,6 +43,11 @@ FIXTURES = {
     @pytest.fixture
     def others(self, clock):
         return faulty(clock=clock)
+""",
+    OutboxContract: """
+    @pytest.fixture
+    def outbox(self):
+        return faulty()
 """,
     StorageContract: """
     @pytest.fixture
@@ -100,6 +106,11 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
         UserRepositoryContract,
         faulty_adapters.FindingPartsOfNames,
         "test_users_are_found_by_the_start_of_their_name",
+    ),
+    (
+        UserRepositoryContract,
+        faulty_adapters.ComparingTheCaseOfAddresses,
+        "test_users_are_found_by_email_in_any_ascii_case",
     ),
     (UserRepositoryContract, faulty_adapters.OmittingUnknownNames, "test_many_usernames_are_found_in_any_order"),
     (UserRepositoryContract, faulty_adapters.FilteringAfterTheLimit, "test_filter_does_not_shorten_pages"),
@@ -170,6 +181,16 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (StorageContract, faulty_storages.WithoutARevision, "test_inspection_of_an_empty_storage_finds_no_users"),
     (StorageContract, faulty_storages.InspectingNothing, "test_inspection_counts_users_and_finds_the_latest_change"),
     (StorageContract, faulty_storages.WithNaiveTimes, "test_inspected_times_have_a_time_zone"),
+    (StorageContract, faulty_storages.ForgettingMail, "test_applied_commands_queue_their_mail"),
+    (OutboxContract, faulty_storages.ClaimingForever, "test_mail_is_due_again_after_its_claim_ends"),
+    (OutboxContract, faulty_storages.ClaimingWithoutALock, "test_exactly_one_thread_claims_each_mail"),
+    (OutboxContract, faulty_storages.ClaimingInTheOrderOfIds, "test_mail_is_claimed_in_the_order_in_which_it_is_due"),
+    (
+        OutboxContract,
+        faulty_storages.IgnoringOtherClaims,
+        "test_late_process_does_not_change_mail_of_another",
+    ),
+    (OutboxContract, faulty_storages.PurgingWaitingMail, "test_only_old_failed_mail_is_purged"),
     (StorageContract, faulty_storages.CountingEverythingTogether, "test_attempts_are_counted_by_key"),
     (StorageContract, faulty_storages.ExtendingWindows, "test_window_starts_with_its_first_attempt"),
     (StorageContract, faulty_storages.NeverEndingWindows, "test_count_is_zero_after_its_window_ends"),

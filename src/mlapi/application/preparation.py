@@ -280,6 +280,9 @@ class PreparedRepository:
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
         return self._prepared().find_by_prefix(prefix, limit=limit)
 
+    def find_by_email(self, email: str, *, limit: int) -> list[User]:
+        return self._prepared().find_by_email(email, limit=limit)
+
     def count(self) -> int:
         return self._prepared().count()
 

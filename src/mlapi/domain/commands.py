@@ -23,6 +23,7 @@ from mlapi.domain.errors import (
     UserReferencedError,
 )
 from mlapi.domain.expiry import Extension
+from mlapi.domain.mail import MailKind
 from mlapi.domain.metadata import NO_METADATA, Metadata
 from mlapi.domain.rules import canonical_username, find_email_error
 from mlapi.domain.users import (
@@ -42,7 +43,7 @@ class Register:
     """Register a new user.
 
     ``created`` is the original registration time of an imported user; None means ``at``. ``pending`` is what the new
-    user waits for; ``enabled`` is then False.
+    user waits for; ``enabled`` is then False. ``mail`` is the mail that is sent to the user.
 
     Raises:
         InvalidFieldsError: if the username or the e-mail address violates a rule. Reports only the first invalid field;
@@ -59,6 +60,7 @@ class Register:
     plan: str | None = None
     metadata: Metadata = attrs.field(default=NO_METADATA, repr=False)
     pending: Pending | None = None
+    mail: MailKind | None = None
     token_epoch: str = attrs.field(factory=generate_token_epoch, repr=False)
     actor: Actor = UNKNOWN_ACTOR
     username_key: UsernameKey = attrs.field(init=False, repr=False)

@@ -154,6 +154,15 @@ class UserRepository(Protocol):
         """
         ...
 
+    def find_by_email(self, email: str, *, limit: int) -> list[User]:
+        """Return the users with an e-mail address, sorted by id. Ignore the case of ASCII letters. Use an index.
+
+        Args:
+            email: any text.
+            limit: maximum number of users to return, those with the lowest ids.
+        """
+        ...
+
     def count(self) -> int:
         """Return the number of users."""
         ...

@@ -10,6 +10,7 @@ from typing import Protocol
 from mlapi.domain.allowances import Allowances
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.managers import Managers
+from mlapi.domain.outbox import Outbox
 from mlapi.domain.ports import AttemptCounts, UserRepository
 from mlapi.domain.usage import UsageRepository
 
@@ -55,6 +56,11 @@ class Storage(Protocol):
     @property
     def usage(self) -> UsageRepository:
         """The usage of each user. Its methods are called only after `prepare` has returned."""
+        ...
+
+    @property
+    def outbox(self) -> Outbox:
+        """The mail that waits to be sent. Its methods are called only after `prepare` has returned."""
         ...
 
     @property

@@ -7,7 +7,8 @@ from typing import Any
 
 _TABLES = frozenset(
     {"mlapi_alembic_version", "mlapi_allowances", "mlapi_api_keys", "mlapi_attempts", "mlapi_audit"}
-    | {"mlapi_key_check", "mlapi_usage"}
+    | {"mlapi_key_check", "mlapi_usage", "mlapi_managers", "mlapi_sessions", "mlapi_links", "mlapi_outbox"}
+    | {"mlapi_logins", "mlapi_activity"}
 )
 _USER_COLUMNS = frozenset({"username_key", "token_epoch"})
 """Columns that only mlapi's table ``users`` has."""

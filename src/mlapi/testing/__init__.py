@@ -39,6 +39,7 @@ __all__ = [
     "InMemoryUserRepository",
     "LoggedInUser",
     "ManagersContract",
+    "OutboxContract",
     "PasswordCipherContract",
     "PlainCipher",
     "SettableClock",
@@ -59,6 +60,7 @@ _SUITES = {
     "AttemptLimiterContract": "mlapi.testing.attempts",
     "HttpContract": "mlapi.testing.http",
     "ManagersContract": "mlapi.testing.managers",
+    "OutboxContract": "mlapi.testing.outbox",
     "PasswordCipherContract": "mlapi.testing.cipher",
     "StorageContract": "mlapi.testing.storage",
     "TokenIssuerContract": "mlapi.testing.tokens",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from mlapi.testing.guarded_routes import assert_all_routes_guarded
     from mlapi.testing.http import HttpContract
     from mlapi.testing.managers import ManagersContract
+    from mlapi.testing.outbox import OutboxContract
     from mlapi.testing.repository import UserRepositoryContract
     from mlapi.testing.storage import StorageContract
     from mlapi.testing.tokens import TokenIssuerContract

@@ -129,6 +129,9 @@ class UnavailableRepository:
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
         raise RepositoryUnavailableError("simulated outage")
 
+    def find_by_email(self, email: str, *, limit: int) -> list[User]:
+        raise RepositoryUnavailableError("simulated outage")
+
     def count(self) -> int:
         raise RepositoryUnavailableError("simulated outage")
 

@@ -8,8 +8,8 @@ with a new, empty storage:
         def open_storage(self, tmp_path):
             return lambda: MyStorage(tmp_path / "users")
 
-The suite includes the contracts of `UserRepository`, `Managers`, `AttemptLimiter`, `Allowances` and `UsageRepository`,
-for the storage's users, managers, attempt counts, allowances and usage.
+The suite includes the contracts of `UserRepository`, `Managers`, `AttemptLimiter`, `Allowances`, `UsageRepository` and
+`Outbox`, for the storage's users, managers, attempt counts, allowances, usage and outbox.
 """
 
 import time
@@ -27,13 +27,16 @@ from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Remove, SetEnabled
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.managers import Managers
+from mlapi.domain.outbox import Outbox, QueuedMail
+from mlapi.domain.rules import canonical_username
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import UsageRepository
 from mlapi.testing.allowances import AllowancesContract, draw_one, request_draw
 from mlapi.testing.attempts import ATTEMPT_LIMIT, AttemptLimiterContract
 from mlapi.testing.managers import ManagersContract, added
+from mlapi.testing.outbox import OutboxContract
 from mlapi.testing.repository import UserRepositoryContract
-from mlapi.testing.samples import LATER, NOON, registered, with_api_key
+from mlapi.testing.samples import LATER, NOON, registered, registration, with_api_key
 from mlapi.testing.usage import UsageRepositoryContract, row
 
 OpenStorage = Callable[[], Storage]
@@ -43,7 +46,12 @@ SHORT_SECONDS = 0.05
 
 
 class StorageContract(
-    UserRepositoryContract, ManagersContract, AttemptLimiterContract, AllowancesContract, UsageRepositoryContract
+    UserRepositoryContract,
+    ManagersContract,
+    AttemptLimiterContract,
+    AllowancesContract,
+    UsageRepositoryContract,
+    OutboxContract,
 ):
     forgets = False
     """Set this to True for a storage that loses everything when it is closed, such as mlapi's in-memory storage."""
@@ -76,6 +84,10 @@ class StorageContract(
         return storage.usage
 
     @pytest.fixture
+    def outbox(self, storage: Storage) -> Outbox:
+        return storage.outbox
+
+    @pytest.fixture
     def allowances(self, storage: Storage) -> Allowances:
         return storage.allowances
 
@@ -94,11 +106,14 @@ class StorageContract(
         storage.usage.add([row(user_id=ada.id), row(user_id=bob.id)])
         entries = storage.users.audit.list_page(limit=10)
         storage.allowances.draw([request_draw(ada.id, 7)])
+        storage.outbox.add([QueuedMail.for_user("invitation", ada.id, NOON)])
+        mails = storage.outbox.list_page(limit=9)
         storage.close()
 
         again = open_storage()
         if self.forgets:
-            assert (again.users.count(), again.managers.list_all(), again.usage.list_page(limit=9)) == (0, [], [])
+            assert (again.users.count(), again.managers.list_all()) == (0, [])
+            assert (again.usage.list_page(limit=9), again.outbox.list_page(limit=9)) == ([], [])
             return
         again.prepare(may_upgrade=False)
         assert again.users.list_page(after=UserId(0), limit=10) == [disabled]
@@ -107,6 +122,7 @@ class StorageContract(
         assert again.users.audit.list_page(limit=10) == entries
         assert again.find_fingerprint() == "a fingerprint"
         assert again.usage.list_page(limit=9) == [row(user_id=ada.id), row(user_id=bob.id)]
+        assert again.outbox.list_page(limit=9) == mails
         assert draw_one(again.allowances, request_draw(ada.id)).used == 8
         assert registered(again.users, "eve").id > bob.id
         again.close()
@@ -131,6 +147,29 @@ class StorageContract(
         storage.usage.add([row(user_id=ada.id, requests=2)])
 
         assert storage.usage.list_page(user_id=ada.id, limit=9) == [row(user_id=ada.id, requests=3), rows[1]]
+
+    # --- the outbox
+
+    def test_applied_commands_queue_their_mail(self, storage: Storage) -> None:
+        ada = registered(storage.users, "ada", mail="invitation", email="new@example.com")
+        storage.users.apply(
+            [
+                registration("ada", mail="invitation"),
+                registration("bob", mail="verify_email", at=LATER),
+                registration("eve"),
+            ]
+        )
+
+        found = [
+            (mail.kind, mail.user_id, mail.recipient, mail.created_datetime, mail.due_datetime, mail.attempts)
+            for mail in storage.outbox.list_page(limit=9)
+        ]
+
+        bob = storage.users.find(canonical_username("bob"))
+        assert found == [
+            ("verify_email", bob and bob.id, None, LATER, LATER, 0),
+            ("invitation", ada.id, None, NOON, NOON, 0),
+        ]
 
     # --- files
 

@@ -74,6 +74,22 @@ class UserQueryContract:
 
         assert seen == [[None], [ada], [None]]
 
+    def test_users_are_found_by_email_in_any_ascii_case(self, repository: UserRepository) -> None:
+        ada, bob, eve = (
+            registered(repository, name, email=email)
+            for name, email in (("ada", "Ada@Example.com"), ("bob", "ada@example.com"), ("eve", "eve@example.com"))
+        )
+
+        assert repository.find_by_email("ADA@example.COM", limit=9) == [ada, bob]
+        assert repository.find_by_email("ada@example.com", limit=1) == [ada]
+        assert repository.find_by_email("eve@example.com", limit=9) == [eve]
+
+    @pytest.mark.parametrize("text", ["", "ada", "a%@example.com", "a_a@example.com", "a\0", "a\ud800", "x" * 999])
+    def test_no_user_has_another_text_as_email(self, repository: UserRepository, text: str) -> None:
+        registered(repository, email="ada@example.com")
+
+        assert repository.find_by_email(text, limit=9) == []
+
     def test_pages_are_sorted_by_id(self, repository: UserRepository) -> None:
         users = [registered(repository, f"user{number}") for number in range(5)]
 

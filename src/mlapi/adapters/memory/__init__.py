@@ -6,6 +6,7 @@ These adapters pass the same contract suites as the others, but all data is lost
 from mlapi.adapters.memory.counts import InMemoryAllowances, InMemoryAttempts, UnlimitedAttempts
 from mlapi.adapters.memory.credentials import InMemoryTokens, PlainCipher
 from mlapi.adapters.memory.managers import InMemoryManagers
+from mlapi.adapters.memory.outbox import InMemoryOutbox
 from mlapi.adapters.memory.storage import InMemoryStorage
 from mlapi.adapters.memory.usage import InMemoryUsage
 from mlapi.adapters.memory.users import InMemoryAuditTrail, InMemoryUserRepository
@@ -15,6 +16,7 @@ __all__ = [
     "InMemoryAttempts",
     "InMemoryAuditTrail",
     "InMemoryManagers",
+    "InMemoryOutbox",
     "InMemoryStorage",
     "InMemoryTokens",
     "InMemoryUsage",

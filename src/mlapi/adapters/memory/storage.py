@@ -34,6 +34,7 @@ class InMemoryStorage:
         self.attempts = InMemoryAttempts()
         self.allowances = InMemoryAllowances(self.users.has)
         self.usage = InMemoryUsage()
+        self.outbox = self.users.outbox
         self._lock = new_lock()
         self._fingerprint: str | None = None
 

@@ -9,6 +9,7 @@ from functools import partial
 
 import attrs
 
+from mlapi.adapters.memory.outbox import InMemoryOutbox
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount, make_audit_entry
 from mlapi.domain.commands import (
     AddApiKey,
@@ -29,6 +30,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
+from mlapi.domain.outbox import QueuedMail, make_queued_mails
 from mlapi.domain.rules import EVERY_USER, UserFilter, canonical_username, fold, sort_key
 from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
 from mlapi.forks import new_lock
@@ -84,12 +86,15 @@ class InMemoryUserRepository:
         self._api_keys: dict[ApiKeyId, ApiKey] = {}
         self._last_id = 0
         self.audit = InMemoryAuditTrail()
+        self.outbox = InMemoryOutbox()
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         with self._lock:
             if commit_by is not None and time.monotonic() > commit_by:
                 raise RepositoryUnavailableError("too late to commit")
-            return [self._apply(command) for command in commands]
+            outcomes = [self._apply(command) for command in commands]
+            self._queue_mails(make_queued_mails(commands, outcomes))
+            return outcomes
 
     def get(self, user_id: UserId) -> User:
         with self._lock:
@@ -136,6 +141,10 @@ class InMemoryUserRepository:
         with self._lock:
             return [user for user in self._users.values() if fold(user.username).startswith(prefix)][:limit]
 
+    def find_by_email(self, email: str, *, limit: int) -> list[User]:
+        with self._lock:
+            return [user for user in self._users.values() if user.email.lower() == email.lower()][:limit]
+
     def count(self) -> int:
         with self._lock:
             return len(self._users)
@@ -164,6 +173,9 @@ class InMemoryUserRepository:
             return self._users.get(principal_id)
         key = self._api_keys.get(principal_id)
         return None if key is None else ApiKeyPrincipal(key, self._users[key.user_id])
+
+    def _queue_mails(self, mails: Sequence[QueuedMail]) -> None:
+        self.outbox.add(mails)
 
     def _apply(self, command: Command) -> Outcome:
         if isinstance(command, UpdateUser):

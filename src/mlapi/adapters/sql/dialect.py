@@ -234,6 +234,10 @@ class Dialect(Protocol[DriverConnectionT]):
         """Return an SQL condition that is true for users whose metadata has this value. See `Metadata.has`."""
         ...
 
+    def has_email(self, email: str) -> ColumnElement[bool]:
+        """Return an SQL condition that is true for users with this address, which uses an index. Ignore ASCII case."""
+        ...
+
     def create_text_index(self, connection: Connection) -> None:
         """Create an index for searches for part of a username or e-mail address, if the database supports it."""
         ...

@@ -150,6 +150,12 @@ class SqlUserRepository:
         rows = self._database.browse(lambda connection: connection.execute(_SELECT_BY_PREFIX, parameters).all())
         return sorted((read_user(row) for row in rows), key=lambda user: user.id)
 
+    def find_by_email(self, email: str, *, limit: int) -> list[User]:
+        if not is_storable_text(email):
+            return []
+        page = select(*USER_COLUMNS).where(self._database.dialect.has_email(email)).order_by(users.c.id).limit(limit)
+        return self._read_page(page)
+
     def count(self) -> int:
         return self._database.browse(lambda connection: connection.scalar(_COUNT) or 0)
 

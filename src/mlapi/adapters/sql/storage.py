@@ -14,6 +14,7 @@ from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.inspection import find_obstacles, inspect_database
 from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, store_fingerprint
 from mlapi.adapters.sql.managers import SqliteManagers, SqlManagers
+from mlapi.adapters.sql.outbox import SqlOutbox
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.revisions import HEAD
 from mlapi.adapters.sql.schema import prepare_schema, upgrade
@@ -40,6 +41,7 @@ class SqlStorage:
         self.attempts = SqlAttempts(database)
         self.allowances = SqlAllowances(database)
         self.usage = SqlUsage(database)
+        self.outbox = SqlOutbox(database)
         self._files = database.dialect.files(database.engine.url)
 
     @classmethod

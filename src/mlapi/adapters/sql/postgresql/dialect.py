@@ -242,6 +242,9 @@ class PostgresqlDialect:
         # The first condition uses the index. The second also compares how numbers are written: 1 and 1.0 differ.
         return and_(or_(*[as_jsonb.contains(each) for each in objects]), value.in_(texts))
 
+    def has_email(self, email: str) -> ColumnElement[bool]:
+        return func.lower(users.c.email) == func.lower(email)
+
     def create_text_index(self, connection: Connection) -> None:
         """Create a trigram index if the extension pg_trgm is installed in the database."""
         schema = connection.exec_driver_sql(_TRIGRAM_SCHEMA).scalar()

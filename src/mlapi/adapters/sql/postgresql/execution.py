@@ -35,6 +35,7 @@ from mlapi.domain.errors import (
     UserNotFoundError,
 )
 from mlapi.domain.managers import Manager, ManagerTokenId
+from mlapi.domain.outbox import make_queued_mails
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UserId, UsernameKey
 
@@ -64,6 +65,8 @@ def apply(connection: "BoundedConnection", commands: Sequence[Command]) -> list[
     in_order = [outcomes[position] for position in range(len(commands))]
     if entries := statements.audit_entries(commands, in_order):
         add_audit_entries(connection, entries)
+    if mails := make_queued_mails(commands, in_order):
+        _execute(connection, sql.INSERT_MAIL, mails)
     return in_order
 
 

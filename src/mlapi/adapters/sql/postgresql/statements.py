@@ -7,6 +7,7 @@ array per column. They lock rows in a fixed order, so that concurrent batches do
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 from sqlalchemy import (
     ARRAY,
     CTE,
@@ -38,10 +39,11 @@ from sqlalchemy.dialects.postgresql import insert
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, MANAGER_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import allowances, api_keys, attempts, audit, managers, usage, users
+from mlapi.adapters.sql.tables import allowances, api_keys, attempts, audit, managers, outbox, usage, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
+from mlapi.domain.outbox import QueuedMail
 from mlapi.domain.usage import MAX_COUNT
 
 _DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy does not type it
@@ -137,9 +139,9 @@ def _compile_lock_users() -> bytes:
     return _compile(select(users.c.id).where(users.c.id == any_(ids)).order_by(users.c.id).with_for_update())
 
 
-def _compile_insert_audit() -> bytes:
-    given = _given(*inserted_columns(AuditEntry, audit))
-    return _compile(insert(audit).from_select(list(given.c.keys()), select(given)))
+def _compile_insert(source: type[attrs.AttrsInstance], table: Table) -> bytes:
+    given = _given(*inserted_columns(source, table))
+    return _compile(insert(table).from_select(list(given.c.keys()), select(given)))
 
 
 def _compile_add_counts() -> bytes:
@@ -245,7 +247,8 @@ PRINCIPALS_BY_KEY_IDS = _compile(
 MANAGERS_BY_TOKEN_IDS = _compile(
     select(*MANAGER_COLUMNS).where(managers.c.token_id == any_(bindparam("ids", type_=ARRAY(String))))
 )
-INSERT_AUDIT = _compile_insert_audit()
+INSERT_AUDIT = _compile_insert(AuditEntry, audit)
+INSERT_MAIL = _compile_insert(QueuedMail, outbox)
 LOCK_ALLOWANCES = _compile_lock_allowances()
 ADD_ALLOWANCES = _compile_add_allowances()
 SET_ALLOWANCES = _compile_set_allowances()

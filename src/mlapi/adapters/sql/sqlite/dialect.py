@@ -196,6 +196,9 @@ class SqliteDialect:
         values: ColumnElement[str] = func.json_extract(users.c.metadata, path, path)
         return values.in_([f"[{each},{each}]" for each in find_json_texts(text)]) if is_key(key) else false()
 
+    def has_email(self, email: str) -> ColumnElement[bool]:
+        return users.c.email.collate("NOCASE") == email
+
     def create_text_index(self, connection: Connection) -> None:
         """Do nothing: an index of trigrams would slow down changes more than it speeds up searches."""
 

@@ -14,7 +14,7 @@ from mlapi.adapters.sql.row_readers import Convert, Row, row_reader
 from mlapi.adapters.sql.sqlite import reading
 from mlapi.adapters.sql.sqlite import statements as sql
 from mlapi.adapters.sql.sqlite.times import encode_time
-from mlapi.adapters.sql.tables import UtcDateTime, api_keys, audit, users
+from mlapi.adapters.sql.tables import UtcDateTime, api_keys, audit, outbox, users
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import (
@@ -31,6 +31,7 @@ from mlapi.domain.commands import (
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import ApiKeyNotFoundError, TooManyApiKeysError, UserExistsError, UserNotFoundError
 from mlapi.domain.managers import Manager, ManagerTokenId
+from mlapi.domain.outbox import QueuedMail, make_queued_mails
 from mlapi.domain.users import User, UserId, UsernameKey
 
 
@@ -43,6 +44,8 @@ def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[O
         for command in commands
     ]
     add_audit_entries(connection, statements.audit_entries(commands, outcomes))
+    if mails := make_queued_mails(commands, outcomes):
+        connection.executemany(sql.INSERT_MAIL, [_mail_row(mail) for mail in mails])
     return outcomes
 
 
@@ -167,4 +170,5 @@ def _encoder_of(column: Column[Any]) -> Convert | None:
 _read_manager = row_reader(Manager, reading.decoder_of)
 _user_row = rows.row_writer(Register, users, _encoder_of)
 _api_key_row = rows.dict_writer(ApiKey, api_keys, _encoder_of)
+_mail_row = rows.row_writer(QueuedMail, outbox, _encoder_of)
 _audit_row = rows.row_writer(AuditEntry, audit, _encoder_of)

@@ -8,10 +8,11 @@ from sqlalchemy.dialects.sqlite import Insert, insert
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, MANAGER_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import api_keys, attempts, audit, managers, users
+from mlapi.adapters.sql.tables import api_keys, attempts, audit, managers, outbox, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
+from mlapi.domain.outbox import QueuedMail
 
 _NAMED = sqlite.dialect(paramstyle="named")
 _POSITIONAL = sqlite.dialect(paramstyle="qmark")  # faster to bind
@@ -66,6 +67,7 @@ REMOVE_API_KEY = _compile(
 MANAGERS_BY_TOKEN_IDS = _compile(select(*MANAGER_COLUMNS).where(managers.c.token_id.in_(_KEYS)))
 
 INSERT_AUDIT = _compile(_insert(AuditEntry, audit), _POSITIONAL)
+INSERT_MAIL = _compile(_insert(QueuedMail, outbox), _POSITIONAL)
 
 READ_COUNTS = _compile(
     select(*statements.COUNT_COLUMNS).where(attempts.c.id.in_(_KEYS), attempts.c.expires_at > bindparam("now"))
