@@ -2,7 +2,8 @@
 
 It meets the contract for a single process: commands are on disk before `apply` returns. It has limitations. Only one
 process can open the file. All users are kept in memory. The file only grows, so it still contains the stored passwords
-and e-mail addresses of removed users. Login attempts are counted in memory, so a restart resets the counts.
+and e-mail addresses of removed users. Login attempts are counted in memory, so a restart resets the counts,
+and so are logins.
 """
 
 import threading
@@ -21,7 +22,7 @@ from examples.own_adapter.journal import (
 )
 
 from mlapi import ConfigurationError, UserId
-from mlapi.adapters.memory import InMemoryAttempts
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryLogins
 from mlapi.domain.inspection import Inspection, count_plans
 
 PREFIX = "journal://"
@@ -41,6 +42,7 @@ class JournalStorage:
         self.managers = self.users.managers
         self.allowances = JournaledAllowances(self._journal, self.users.has)
         self.attempts = InMemoryAttempts()
+        self.logins = InMemoryLogins(self.users.has)
         self.usage = JournaledUsage(self._journal)
         self.outbox = self.users.outbox
         self.files = (self._journal.path,)

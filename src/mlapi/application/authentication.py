@@ -16,6 +16,7 @@ from mlapi.application.deadlines import raise_if_disconnected, remaining_seconds
 from mlapi.application.executors import Executor, InlineExecutor
 from mlapi.application.guard import Guard
 from mlapi.application.inline import run_inline
+from mlapi.application.login_history import UnrecordedLogins
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
 from mlapi.application.window_counts import digest
@@ -25,6 +26,7 @@ from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import ChangePassword, Reencrypt
 from mlapi.domain.credentials import IssuedToken, check_access
 from mlapi.domain.errors import (
+    AccessExpiredError,
     ChangeRejectedError,
     InvalidCredentialsError,
     InvalidFieldsError,
@@ -32,6 +34,7 @@ from mlapi.domain.errors import (
     TooManyAttemptsError,
     UserNotFoundError,
 )
+from mlapi.domain.logins import LoginRecorder, Logins
 from mlapi.domain.ports import AttemptLimiter, Clock, TokenIssuer
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import User, utc_now
@@ -67,6 +70,33 @@ class LoginFlow:
 
     async def log_in(self, *, username: str, password: str, address: str) -> IssuedToken:
         """Return a token. See `Authenticator.log_in`."""
+        verified = await self._log_in(username, password, address)
+        token = self._authenticator.issue_token(verified)
+        self._authenticator.record_login(verified, address)
+        return token
+
+    async def sign_in(self, *, username: str, password: str, address: str) -> User:
+        """Return the user who signs in to their account. Their access may have expired.
+
+        Raises:
+            UserDisabledError, UserPendingError: if the password is right but the user may not sign in.
+            InvalidCredentialsError, TooManyAttemptsError, RepositoryUnavailableError: see `Authenticator.log_in`.
+        """
+        verified = await self._log_in(username, password, address)
+        self._authenticator.check_account_access(verified)
+        self._authenticator.record_login(verified, address)
+        return verified.user
+
+    async def check_password(self, *, user: User, password: str, address: str) -> None:
+        """Check the current password of a signed-in user.
+
+        Raises:
+            InvalidCredentialsError, TooManyAttemptsError, RepositoryUnavailableError: see `Authenticator.log_in`.
+        """
+        await self._authenticate(user.username, password, address)
+
+    async def _log_in(self, username: str, password: str, address: str) -> VerifiedLogin:
+        """Check the password, and store it again if it is stored in an outdated form."""
         verified = await self._authenticate(username, password, address)
         if verified.needs_upgrade:
             executor = self._executor.for_client(address)
@@ -74,7 +104,7 @@ class LoginFlow:
             # The next login tries again.
             with suppress(UserNotFoundError, ChangeRejectedError, ServiceUnavailableError):
                 await self._executor.apply(upgrade)
-        return self._authenticator.issue_token(verified)
+        return verified
 
     async def change_password(
         self, *, user: User, current: str, new: str, address: str, request_id: str | None = None
@@ -119,13 +149,23 @@ class Authenticator:
         users: the users who may log in.
         tokens: issues the tokens.
         attempts: limits how often passwords can be guessed.
+        logins: records successful logins. By default, they are not recorded.
         clock: the time at which access is checked.
     """
 
-    def __init__(self, users: Users, tokens: TokenIssuer, attempts: AttemptLimiter, *, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        users: Users,
+        tokens: TokenIssuer,
+        attempts: AttemptLimiter,
+        *,
+        logins: LoginRecorder | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
         self.users = users
         self._tokens = tokens
         self._attempts = attempts
+        self._logins: LoginRecorder = UnrecordedLogins() if logins is None else logins
         self._clock = clock
         self._flow = LoginFlow(self, InlineExecutor(users))
 
@@ -210,6 +250,19 @@ class Authenticator:
         check_access(verified.user, self._clock())
         return self._tokens.issue(verified.user)
 
+    def check_account_access(self, verified: VerifiedLogin) -> None:
+        """Check that the user may sign in to their account. Unlike tokens, this does not need unexpired access.
+
+        Raises:
+            UserDisabledError, UserPendingError: if the user is disabled or pending.
+        """
+        with suppress(AccessExpiredError):
+            check_access(verified.user, self._clock())
+
+    def record_login(self, verified: VerifiedLogin, address: str) -> None:
+        """Record a successful login. Never waits for the database."""
+        self._logins.record(verified.user.id, self._clock(), address)
+
     def prepare_password_change(
         self, verified: VerifiedLogin, new: str, *, request_id: str | None = None
     ) -> ChangePassword:
@@ -287,7 +340,11 @@ def _counted_username(username: str) -> str:
 
 @attrs.frozen(kw_only=True)
 class Access:
-    """The two ways to authenticate: login by password, and the guard for tokens and API keys."""
+    """The two ways to authenticate: login by password, and the guard for tokens and API keys.
+
+    ``logins`` are the successful logins; None if they are not recorded.
+    """
 
     authenticator: Authenticator
     guard: Guard
+    logins: Logins | None = None

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 import attrs
 
 from mlapi.domain.errors import MlapiError
+from mlapi.domain.logins import Logins
 from mlapi.domain.ports import AuditTrail, Clock
 from mlapi.domain.usage import UsageRepository
 from mlapi.domain.users import to_utc, utc_now
@@ -40,6 +41,10 @@ class RetentionRule:
     @classmethod
     def for_audit(cls, trail: AuditTrail, max_age: timedelta) -> "RetentionRule":
         return cls("audit entries", max_age, lambda before, limit: trail.purge(before=before, limit=limit))
+
+    @classmethod
+    def for_logins(cls, logins: Logins, max_age: timedelta) -> "RetentionRule":
+        return cls("logins", max_age, lambda before, limit: logins.purge(before=before, limit=limit))
 
     @classmethod
     def for_usage(cls, usage: UsageRepository, max_age: timedelta) -> "RetentionRule":

@@ -1,22 +1,22 @@
 """Record usage in the background, so that no request waits for a write or fails because of one."""
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from itertools import islice
 from typing import final
 
 import attrs
 
+from mlapi.application.background import WriterThread
 from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import USE_RECORDING_INTERVAL, ApiKey, ApiKeyId
 from mlapi.domain.errors import MlapiError, ReadOnlyRepositoryError, RepositoryUnavailableError
 from mlapi.domain.ports import PrincipalRepository
 from mlapi.domain.usage import MAX_COUNT, UsageRow, UsageWriter
 from mlapi.domain.users import UserId, to_utc
-from mlapi.forks import call_at_exit, call_in_children, new_lock, notice_fork
+from mlapi.forks import call_in_children, new_lock, notice_fork
 
 INTERVAL_SECONDS = 0.8
 """How long usage is collected before it is written. With the time of the write, a crash loses about a second."""
@@ -100,11 +100,11 @@ class BackgroundUsage:
     ) -> None:
         self._usage = usage
         self._keys = keys
-        self._interval_seconds = interval_seconds
         self._lock = new_lock()
         self._write_lock = new_lock()
         self._initialize()
         call_in_children(self._initialize)
+        self._thread = WriterThread(self._write, self.close, name="mlapi-usage", interval_seconds=interval_seconds)
 
     def _initialize(self) -> None:
         """Start empty. After a fork, the parent writes the usage that it has collected."""
@@ -117,9 +117,6 @@ class BackgroundUsage:
         # The rows that are due to be written. Only the holder of the write lock changes them.
         self._due: dict[_Key, _Count] = {}
         self._usage_outage, self._uses_outage = _Outage(), _Outage()
-        self._thread: threading.Thread | None = None
-        self._forget_exit: Callable[[], None] = lambda: None
-        self._has_work, self._is_closing = threading.Event(), threading.Event()
 
     def record(self, user_id: UserId, key_id: ApiKeyId | None, at: datetime, requests: int = 1, units: int = 0) -> None:
         if at.tzinfo is not UTC:
@@ -134,7 +131,7 @@ class BackgroundUsage:
                     count.seen_datetime = at
             elif len(self._counts) + len(self._due) < MAX_ROWS:
                 self._counts[key] = _Count(requests, units, at)
-                self._wake_writer()
+                self._thread.wake()
             else:
                 self._dropped_requests += requests
 
@@ -142,19 +139,11 @@ class BackgroundUsage:
         with self._lock:
             if not _is_recent(self._uses_written_at.get(key.id, float("-inf")), time.monotonic()):
                 self._uses[key.id] = at
-                self._wake_writer()
+                self._thread.wake()
 
     def close(self) -> None:
         """Write the remaining rows, and return when they are stored. Retry for a few seconds, but not in an outage."""
-        notice_fork()  # before taking the lock: a noticed fork unlocks it
-        with self._lock:
-            self._forget_exit()
-            thread, has_work, is_closing = self._thread, self._has_work, self._is_closing
-            self._thread, self._has_work, self._is_closing = None, threading.Event(), threading.Event()
-        is_closing.set()
-        has_work.set()
-        if thread is not None:
-            thread.join()
+        self._thread.stop()
         give_up_at = time.monotonic() + (CLOSING_SECONDS if self._usage_outage.error is None else 0)
         self._write(is_last_chance=True)
         while self._due and time.monotonic() < give_up_at:
@@ -165,36 +154,11 @@ class BackgroundUsage:
             self._due.clear()
         self._report_dropped()
 
-    def _wake_writer(self) -> None:
-        """Tell the thread to write, and start it if necessary. The caller holds the lock."""
-        if self._has_work.is_set():
-            return
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(
-                target=self._run, args=(self._has_work, self._is_closing), name="mlapi-usage", daemon=True
-            )
-            self._forget_exit()
-            self._forget_exit = call_at_exit(self.close)
-            try:
-                self._thread.start()
-            except RuntimeError:  # too many threads: try again with the next row
-                return
-        self._has_work.set()
+    def _write(self, *, is_last_chance: bool = False) -> bool:
+        """Write the collected rows. During an outage, write only if a retry is due, or if this is the last chance.
 
-    def _run(self, has_work: threading.Event, is_closing: threading.Event) -> None:
-        began = time.monotonic()
-        while True:
-            has_work.wait()
-            # Measured from the beginning of the previous write, so that a slow one does not delay the next.
-            if is_closing.wait(max(0.0, began + self._interval_seconds - time.monotonic())):
-                return
-            began = time.monotonic()
-            self._write()
-            if self._due:
-                has_work.set()
-
-    def _write(self, *, is_last_chance: bool = False) -> None:
-        """Write the collected rows. During an outage, write only if a retry is due, or if this is the last chance."""
+        Return whether usage is left.
+        """
         notice_fork()  # before taking the lock: a noticed fork unlocks it
         with self._write_lock:
             uses = self._collect()
@@ -204,11 +168,11 @@ class BackgroundUsage:
                 self._due.clear()
             if uses and (is_last_chance or not self._uses_outage.is_waiting):
                 self._write_uses(uses)
+            return bool(self._due)
 
     def _collect(self) -> dict[ApiKeyId, datetime]:
         """Add the collected rows to the rows that are due. Return the collected uses of API keys."""
         with self._lock:
-            self._has_work.clear()
             counts, self._counts = self._counts, {}
             uses, self._uses = self._uses, {}
             now = time.monotonic()

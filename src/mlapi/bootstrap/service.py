@@ -12,6 +12,7 @@ from mlapi.adapters.common_passwords import load_common_passwords
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens, InMemoryUsage
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.guard import Guard
+from mlapi.application.login_history import BackgroundLogins, PreparedLogins
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.application.preparation import (
     Preparation,
@@ -32,6 +33,7 @@ from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
 from mlapi.config.plan_reload import reloading_plans
 from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.logins import Logins
 from mlapi.domain.ports import AttemptCounts, AttemptLimiter, AuditTrail
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.storage import Storage
@@ -84,7 +86,9 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
         usage = PreparedUsage(storage.usage, preparation)
         recorder = BackgroundUsage(usage, repository)
         allowances = PreparedAllowances(storage.allowances, preparation)
-        with closing(recorder), limiter_for(settings, allowances, plans) as limiter:
+        logins = PreparedLogins(storage.logins, preparation)
+        login_recorder = BackgroundLogins(logins)
+        with closing(recorder), closing(login_recorder), limiter_for(settings, allowances, plans) as limiter:
             guard = Guard(
                 repository,
                 tokens,
@@ -94,7 +98,11 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
             )
             yield Service(
                 users=users,
-                access=Access(authenticator=Authenticator(users, tokens, attempts), guard=guard),
+                access=Access(
+                    authenticator=Authenticator(users, tokens, attempts, logins=login_recorder),
+                    guard=guard,
+                    logins=logins,
+                ),
                 registration_limiter=_registration_limiter(counts, settings),
                 usage=usage,
                 settings=settings,
@@ -127,12 +135,17 @@ def open_users(settings: Settings, *, must_be_available: bool = False, may_creat
 
 
 @contextmanager
-def retention(audit: AuditTrail, usage: UsageRepository, settings: Settings) -> Iterator[None]:
-    """Delete data older than ``audit.days`` and ``usage.days`` in the background until the block ends."""
-    rules = [
-        *([RetentionRule.for_audit(audit, timedelta(days=settings.audit.days))] if settings.audit.days else []),
-        *([RetentionRule.for_usage(usage, timedelta(days=settings.usage.days))] if settings.usage.days else []),
-    ]
+def retention(
+    audit: AuditTrail, usage: UsageRepository, settings: Settings, logins: Logins | None = None
+) -> Iterator[None]:
+    """Delete data older than the settings allow in the background until the block ends."""
+    rules = []
+    if settings.audit.days:
+        rules.append(RetentionRule.for_audit(audit, timedelta(days=settings.audit.days)))
+    if settings.usage.days:
+        rules.append(RetentionRule.for_usage(usage, timedelta(days=settings.usage.days)))
+    if settings.account.login_days and logins is not None:
+        rules.append(RetentionRule.for_logins(logins, timedelta(days=settings.account.login_days)))
     if not rules:
         yield
         return

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from mlapi.domain.allowances import Allowances
 from mlapi.domain.inspection import Inspection
+from mlapi.domain.logins import Logins
 from mlapi.domain.managers import Managers
 from mlapi.domain.outbox import Outbox
 from mlapi.domain.ports import AttemptCounts, UserRepository
@@ -61,6 +62,11 @@ class Storage(Protocol):
     @property
     def outbox(self) -> Outbox:
         """The mail that waits to be sent. Its methods are called only after `prepare` has returned."""
+        ...
+
+    @property
+    def logins(self) -> Logins:
+        """The logins of each user. Its methods are called only after `prepare` has returned."""
         ...
 
     @property

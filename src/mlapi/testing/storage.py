@@ -8,8 +8,8 @@ with a new, empty storage:
         def open_storage(self, tmp_path):
             return lambda: MyStorage(tmp_path / "users")
 
-The suite includes the contracts of `UserRepository`, `Managers`, `AttemptLimiter`, `Allowances`, `UsageRepository` and
-`Outbox`, for the storage's users, managers, attempt counts, allowances, usage and outbox.
+The suite includes the contracts of `UserRepository`, `Managers`, `AttemptLimiter`, `Allowances`, `UsageRepository`,
+`Outbox` and `Logins`, for the storage's users, managers, attempt counts, allowances, usage, outbox and logins.
 """
 
 import time
@@ -33,6 +33,7 @@ from mlapi.domain.storage import Storage
 from mlapi.domain.usage import UsageRepository
 from mlapi.testing.allowances import AllowancesContract, draw_one, request_draw
 from mlapi.testing.attempts import ATTEMPT_LIMIT, AttemptLimiterContract
+from mlapi.testing.logins import LoginsContract
 from mlapi.testing.managers import ManagersContract, added
 from mlapi.testing.outbox import OutboxContract
 from mlapi.testing.repository import UserRepositoryContract
@@ -52,6 +53,7 @@ class StorageContract(
     AllowancesContract,
     UsageRepositoryContract,
     OutboxContract,
+    LoginsContract,
 ):
     forgets = False
     """Set this to True for a storage that loses everything when it is closed, such as mlapi's in-memory storage."""

@@ -5,6 +5,7 @@ These adapters pass the same contract suites as the others, but all data is lost
 
 from mlapi.adapters.memory.counts import InMemoryAllowances, InMemoryAttempts, UnlimitedAttempts
 from mlapi.adapters.memory.credentials import InMemoryTokens, PlainCipher
+from mlapi.adapters.memory.logins import InMemoryLogins
 from mlapi.adapters.memory.managers import InMemoryManagers
 from mlapi.adapters.memory.outbox import InMemoryOutbox
 from mlapi.adapters.memory.storage import InMemoryStorage
@@ -15,6 +16,7 @@ __all__ = [
     "InMemoryAllowances",
     "InMemoryAttempts",
     "InMemoryAuditTrail",
+    "InMemoryLogins",
     "InMemoryManagers",
     "InMemoryOutbox",
     "InMemoryStorage",

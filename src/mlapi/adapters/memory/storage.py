@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from mlapi.adapters.memory.counts import InMemoryAllowances, InMemoryAttempts
+from mlapi.adapters.memory.logins import InMemoryLogins
 from mlapi.adapters.memory.managers import InMemoryManagers
 from mlapi.adapters.memory.usage import InMemoryUsage
 from mlapi.adapters.memory.users import InMemoryUserRepository
@@ -35,6 +36,7 @@ class InMemoryStorage:
         self.allowances = InMemoryAllowances(self.users.has)
         self.usage = InMemoryUsage()
         self.outbox = self.users.outbox
+        self.logins = InMemoryLogins(self.users.has)
         self._lock = new_lock()
         self._fingerprint: str | None = None
 

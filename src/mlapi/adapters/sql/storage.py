@@ -13,6 +13,7 @@ from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.inspection import find_obstacles, inspect_database
 from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, store_fingerprint
+from mlapi.adapters.sql.logins import SqlLogins
 from mlapi.adapters.sql.managers import SqliteManagers, SqlManagers
 from mlapi.adapters.sql.outbox import SqlOutbox
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
@@ -42,6 +43,7 @@ class SqlStorage:
         self.allowances = SqlAllowances(database)
         self.usage = SqlUsage(database)
         self.outbox = SqlOutbox(database)
+        self.logins = SqlLogins(database)
         self._files = database.dialect.files(database.engine.url)
 
     @classmethod

@@ -231,6 +231,10 @@ activity = Table(
     sqlite_with_rowid=False,
 )
 
+REMOVED_WITH_USER = (sessions, links, logins, activity)
+"""The tables whose rows are deleted together with their user, in the same transaction, although they have no foreign
+key."""
+
 key_check = Table(
     "mlapi_key_check",
     metadata,

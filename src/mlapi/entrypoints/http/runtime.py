@@ -19,6 +19,7 @@ from mlapi.bootstrap import async_guard, open_service, retention
 from mlapi.config import MAX_OWN_API_KEYS, load_settings
 from mlapi.domain.actors import Actor
 from mlapi.domain.addresses import Network
+from mlapi.domain.logins import Logins
 from mlapi.domain.usage import UsageRepository
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.cors import CorsPolicy
@@ -42,6 +43,7 @@ class Runtime:
         authenticator: logs users in and changes their passwords.
         guard: checks tokens and API keys.
         usage: stores the usage of the users.
+        logins: stores the logins of the users; None if they are not recorded.
         executor: queries the users, hashes passwords and applies commands without blocking the event loop.
         metrics: the metrics of this process.
         trusted_proxies: proxies whose headers may set the client address, the scheme and the request id.
@@ -55,6 +57,7 @@ class Runtime:
     authenticator: AsyncAuthenticator
     guard: AsyncGuard
     usage: UsageRepository
+    logins: Logins | None
     executor: PoolExecutor
     metrics: Metrics
     trusted_proxies: Sequence[Network]
@@ -89,6 +92,7 @@ class Runtime:
             authenticator=AsyncAuthenticator(access.authenticator, executor),
             guard=resources.enter_context(async_guard(access.guard)),
             usage=usage,
+            logins=access.logins,
             executor=executor,
             metrics=metrics,
             trusted_proxies=trusted_proxies,
@@ -117,7 +121,10 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
     """Read the configuration and open the service at startup, and close it at shutdown."""
     settings = load_settings()
     log_to_stderr(settings.log_format)
-    with open_service(settings) as service, retention(service.users.repository.audit, service.usage, service.settings):
+    with (
+        open_service(settings) as service,
+        retention(service.users.repository.audit, service.usage, service.settings, service.access.logins),
+    ):
         settings = service.settings
         admin_policy = AdminPolicy.from_settings(settings)
         runtime = Runtime.from_users(

@@ -280,6 +280,8 @@ def _find_id(connection: "BoundedConnection", key: UsernameKey) -> UserId | None
 def _remove(connection: "BoundedConnection", removals: Mapping[int, Remove], outcomes: Outcomes) -> None:
     ids = [command.user_id for command in removals.values() if principals.is_storable_user_id(command.user_id)]
     removed = _fetch_users(connection, sql.REMOVE_USER, [{"id": user_id} for user_id in ids])
+    if removed:  # in a new statement, which sees rows that were added before the users were locked
+        connection.execute(sql.REMOVE_ROWS_OF_USERS, {"ids": list(removed)})
     for position, command in removals.items():
         outcomes[position] = removed.get(command.user_id) or UserNotFoundError(command.user_id)
 

@@ -39,7 +39,17 @@ from sqlalchemy.dialects.postgresql import insert
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, MANAGER_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import allowances, api_keys, attempts, audit, managers, outbox, usage, users
+from mlapi.adapters.sql.tables import (
+    REMOVED_WITH_USER,
+    allowances,
+    api_keys,
+    attempts,
+    audit,
+    managers,
+    outbox,
+    usage,
+    users,
+)
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
@@ -97,6 +107,13 @@ def _compile_remove_api_keys() -> bytes:
         .where(api_keys.c.id == locked.c.id, given.c.id == locked.c.id, is_owned)
         .returning(*API_KEY_COLUMNS)
     )
+
+
+def _compile_remove_rows_of_users() -> bytes:
+    ids = bindparam("ids", type_=ARRAY(BigInteger))
+    deletions = [delete(table).where(table.c.user_id == any_(ids)) for table in REMOVED_WITH_USER]
+    others = [deletion.cte(f"removed_{number}") for number, deletion in enumerate(deletions[:-1])]
+    return _compile(deletions[-1].add_cte(*others))
 
 
 def _compile_register() -> bytes:
@@ -227,6 +244,7 @@ LOCK_USERS = _compile_lock_users()
 LOCKED_USER = _compile(select(*USER_COLUMNS).where(users.c.id == bindparam("id", type_=BigInteger)).with_for_update())
 CHANGE_USER = _compile_update(statements.CHANGE_USER)
 REMOVE_USER = _compile_remove_users()
+REMOVE_ROWS_OF_USERS = _compile_remove_rows_of_users()
 USERS_BY_IDS = _compile(select(*USER_COLUMNS).where(users.c.id == any_(bindparam("ids", type_=ARRAY(BigInteger)))))
 USERS_BY_USERNAME_KEYS = _compile(
     select(users.c.username_key, *USER_COLUMNS).where(

@@ -87,14 +87,22 @@ def _apply_to_user(connection: sqlite3.Connection, command: UserCommand | Update
     if not is_storable_user_id(command.user_id):
         return UserNotFoundError(command.user_id)
     if isinstance(command, Remove):
-        row = _fetch_one(connection, sql.REMOVE_USER, {"id": command.user_id})
-        return UserNotFoundError(command.user_id) if row is None else reading.read_user(row)
+        return _remove(connection, command.user_id)
     if isinstance(command, UpdateUser):
         return _change(connection, command)
     row = _fetch_one(connection, sql.UPDATE_USER[type(command)], _encode_times(statements.update_row(command)))
     if row is None:
         return UserNotFoundError(command.user_id)
     return statements.update_outcome(command, reading.read_user(row))
+
+
+def _remove(connection: sqlite3.Connection, user_id: UserId) -> Outcome:
+    row = _fetch_one(connection, sql.REMOVE_USER, {"id": user_id})
+    if row is None:
+        return UserNotFoundError(user_id)
+    for statement in sql.REMOVE_ROWS_OF_USER:
+        connection.execute(statement, {"id": user_id})
+    return reading.read_user(row)
 
 
 def _change(connection: sqlite3.Connection, command: UpdateUser) -> Outcome:

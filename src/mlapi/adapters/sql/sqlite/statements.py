@@ -8,7 +8,7 @@ from sqlalchemy.dialects.sqlite import Insert, insert
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, MANAGER_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import api_keys, attempts, audit, managers, outbox, users
+from mlapi.adapters.sql.tables import REMOVED_WITH_USER, api_keys, attempts, audit, managers, outbox, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
@@ -45,6 +45,7 @@ UPDATE_USER = {command: _compile_update(template) for command, template in USER_
 USER_BY_ID = _compile(_SELECT_USERS.where(_WITH_ID))
 CHANGE_USER = _compile_update(statements.CHANGE_USER)
 REMOVE_USER = _compile(delete(users).where(_WITH_ID).returning(*USER_COLUMNS))
+REMOVE_ROWS_OF_USER = [_compile(delete(table).where(table.c.user_id == bindparam("id"))) for table in REMOVED_WITH_USER]
 USERS_BY_USERNAME_KEYS = _compile(select(users.c.username_key, *USER_COLUMNS).where(users.c.username_key.in_(_KEYS)))
 
 INSERT_API_KEY = _compile(

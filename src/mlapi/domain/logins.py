@@ -1,0 +1,60 @@
+"""Logins: when and from which address users have logged in with their password."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+import attrs
+
+from mlapi.domain.users import UserId, to_utc
+
+MAX_ADDRESS_CHARS = 100
+
+
+def _printable(address: str) -> str:
+    """Return an address that every database can store. Addresses of sockets are always printable ASCII."""
+    return address[:MAX_ADDRESS_CHARS] if address.isascii() and address.isprintable() else ""
+
+
+@attrs.frozen
+class Login:
+    """A successful login.
+
+    ``address`` is the address of the client, at most `MAX_ADDRESS_CHARS` long. It is empty if it is unknown.
+    """
+
+    user_id: UserId
+    at: datetime = attrs.field(converter=to_utc)
+    address: str = attrs.field(converter=_printable)
+
+
+class Logins(Protocol):
+    """Stores the logins of each user.
+
+    Every method raises `RepositoryUnavailableError` while the database is unavailable. Callers may pass ids of any
+    size: no user has an id that the database cannot store.
+    """
+
+    def add(self, logins: Sequence[Login]) -> None:
+        """Store logins durably, in any order.
+
+        Ignore those of users who do not exist, and those that are stored already: a caller may repeat them. A user has
+        at most one login at any microsecond. Removing a user also removes their logins.
+        """
+        ...
+
+    def list_recent(self, user_id: UserId, *, limit: int) -> list[Login]:
+        """Return the latest logins of a user, the newest first. Empty if the user does not exist."""
+        ...
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        """Delete at most ``limit`` logins from before a time, the oldest first. Return how many were deleted."""
+        ...
+
+
+class LoginRecorder(Protocol):
+    """Records logins without waiting for the database."""
+
+    def record(self, user_id: UserId, at: datetime, address: str) -> None:
+        """Record a login. Never waits or fails."""
+        ...
