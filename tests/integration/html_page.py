@@ -58,8 +58,9 @@ class Page(HTMLParser):
         return form
 
     def send(self, button: str, **fields: str) -> "Page":
-        """Fill in a form and press its button."""
+        """Fill in a form and press its button, as if the page had been open for more than a second."""
         form = self.form(button)
+        fields = {"shown_notice": "", **fields} if "shown_notice" in form.fields else fields
         assert fields.keys() <= form.fields.keys()
         url, filled = urljoin(str(self.response.url), form.action), {**form.fields, **fields}
         if form.method == "get":

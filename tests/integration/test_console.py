@@ -29,7 +29,8 @@ from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.access import CONSOLE
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.sessions import IDLE_SECONDS, LIFETIME_SECONDS, Sessions
-from mlapi.entrypoints.pages import PagesApp
+from mlapi.entrypoints.pages import Notice, PagesApp
+from mlapi.entrypoints.pages.notices import Notices
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
@@ -97,10 +98,10 @@ def log_in(client: TestClient) -> Page:
     return open_page(client).send("Log in", token=ADMIN_TOKEN)
 
 
-def status_and_flash(page: Page) -> tuple[int, str]:
-    """Return the HTTP status of a page and its flash message."""
-    (flash,) = re.findall(r'<p id="status"[^>]*>(.*?)</p>', page.response.text)
-    return page.response.status_code, flash
+def status_and_notice(page: Page) -> tuple[int, str]:
+    """Return the HTTP status of a page and the text of its notice."""
+    (notice,) = re.findall(r'<div id="status"[^>]*><span class="text">(.*?)</span>', page.response.text)
+    return page.response.status_code, notice
 
 
 def audit_trail(users: Users) -> list[tuple[str, str, int | None]]:
@@ -377,7 +378,7 @@ def test_forged_session_cookie_redirects_to_the_login(users: Users, remote: Test
 def test_logout_redirects_to_the_login(remote: TestClient) -> None:
     page = log_in(remote).send("Log out")
 
-    assert status_and_flash(page) == (200, "You have logged out.")
+    assert status_and_notice(page) == (200, "You have signed out.")
     assert page.response.url.path == f"{CONSOLE_PATH}/log-in"
     assert open_page(remote).response.url.path == f"{CONSOLE_PATH}/log-in"
 
@@ -667,7 +668,7 @@ def test_add_user_form_registers_a_user(local: TestClient, users: Users) -> None
     )
 
     user = users.get(UserId(1))
-    assert status_and_flash(page) == (200, "User Ada was added.")
+    assert status_and_notice(page) == (200, "Ada was added.")
     assert page.response.url.path == f"{CONSOLE_PATH}/users/1"
     assert (user.username, user.email, user.enabled) == ("Ada", "ada@example.com", True)
     assert users.cipher.matches(PASSWORD, user.password)
@@ -718,17 +719,17 @@ def test_disabling_in_the_list_returns_to_the_same_page(local: TestClient, users
 
     toggled = page.send("Disable user30")
 
-    assert status_and_flash(toggled) == (200, "User user30 is now disabled.")
+    assert status_and_notice(toggled) == (200, "user30 is disabled.")
     assert str(toggled.response.url) == f"{BASE}{CONSOLE_PATH}?q=user&after=25"
     assert users.get(UserId(31)).enabled is False
-    assert status_and_flash(toggled.send("Enable user30")) == (200, "User user30 is now enabled.")
+    assert status_and_notice(toggled.send("Enable user30")) == (200, "user30 is enabled.")
     assert audit_trail(users)[-2:] == [("console", "disable", 31), ("console", "enable", 31)]
 
 
 def test_disabling_on_the_user_page_stays_on_that_page(local: TestClient, users: Users, ada: User) -> None:
     page = open_page(local, "/users/1").send("Disable")
 
-    assert status_and_flash(page) == (200, "User ada is now disabled.")
+    assert status_and_notice(page) == (200, "ada is disabled.")
     assert page.response.url.path == f"{CONSOLE_PATH}/users/1"
     assert users.get(ada.id).enabled is False
 
@@ -760,7 +761,10 @@ def test_set_password_replaces_password_and_revokes_tokens(local: TestClient, us
     page = open_page(local, "/users/1").send("Set password", password="another engine")
 
     user = users.get(ada.id)
-    assert status_and_flash(page) == (200, "Password changed. All tokens of ada were revoked.")
+    assert status_and_notice(page) == (
+        200,
+        "The password of ada was set, and all their tokens were revoked. This cannot be undone.",
+    )
     assert users.cipher.matches("another engine", user.password)
     assert user.token_epoch != ada.token_epoch
 
@@ -777,7 +781,7 @@ def test_weak_password_is_reported_next_to_its_field(local: TestClient, users: U
 def test_revoke_tokens_button_revokes_all_tokens(local: TestClient, users: Users, ada: User) -> None:
     page = open_page(local, "/users/1").send("Revoke tokens")
 
-    assert status_and_flash(page) == (200, "All tokens of ada were revoked.")
+    assert status_and_notice(page) == (200, "All tokens of ada were revoked. This cannot be undone.")
     assert users.get(ada.id).token_epoch != ada.token_epoch
 
 
@@ -794,7 +798,7 @@ def test_removing_a_user_requires_confirmation(local: TestClient, users: Users, 
         f"{CONSOLE_PATH}/users/1",
     )
     assert "Remove user ada?" in confirmation.text
-    assert status_and_flash(page) == (200, "User ada was removed.")
+    assert status_and_notice(page) == (200, "ada was removed. This cannot be undone.")
     assert (page.response.url.path, users.list_page()) == (CONSOLE_PATH, [])
 
 
@@ -844,7 +848,7 @@ def test_removing_an_api_key_requires_confirmation(local: TestClient, users: Use
     page = confirmation.send("Remove API key")
 
     assert before == [key]
-    assert status_and_flash(page) == (200, "API key job was removed.")
+    assert status_and_notice(page) == (200, "API key job of ada was removed. This cannot be undone.")
     assert users.list_api_keys(ada.id) == []
     assert audit_trail(users)[-1] == ("console", "remove_api_key", 1)
 
@@ -898,11 +902,11 @@ def test_changing_a_removed_user_returns_404(local: TestClient, users: Users, ad
     assert "User 1 does not exist or was removed." in result.text
 
 
-def test_flash_message_is_shown_once(local: TestClient, ada: User) -> None:
+def test_notice_is_shown_once(local: TestClient, ada: User) -> None:
     page = open_page(local, "/users/1").send("Disable")
 
-    assert status_and_flash(page)[1] == "User ada is now disabled."
-    assert status_and_flash(open_page(local)) == (200, "")
+    assert status_and_notice(page)[1] == "ada is disabled."
+    assert status_and_notice(open_page(local)) == (200, "")
 
 
 @pytest.mark.parametrize(
@@ -910,16 +914,16 @@ def test_flash_message_is_shown_once(local: TestClient, ada: User) -> None:
     [
         "aGFja2Vk.0",
         "é",
-        Sessions(b"different key").sign("forged"),
-        Sessions(AdminPolicy().session_key, lambda: 0.0).sign("expired"),
-        Sessions(AdminPolicy().session_key).sign("tampered")[:-1],
+        Notices(b"different key").sign(Notice("forged")),
+        Notices(AdminPolicy().session_key, lambda: 0.0).sign(Notice("expired")),
+        Notices(AdminPolicy().session_key).sign(Notice("tampered"))[:-1],
     ],
     ids=["malformed", "not ASCII", "different key", "expired", "truncated"],
 )
-def test_invalid_flash_message_is_not_shown(local: TestClient, cookie: str) -> None:
-    response = local.get(CONSOLE_PATH, headers={b"cookie": f"mlapi_flash={cookie}".encode()})
+def test_invalid_notice_is_not_shown(local: TestClient, cookie: str) -> None:
+    response = local.get(CONSOLE_PATH, headers={b"cookie": f"mlapi_notice={cookie}".encode()})
 
-    assert status_and_flash(Page(local, response)) == (200, "")
+    assert status_and_notice(Page(local, response)) == (200, "")
 
 
 # --- the audit trail
@@ -1123,7 +1127,7 @@ def test_console_works_when_mounted_under_a_path(users: Users, ada: User) -> Non
     toggled = page.send("Disable ada")
 
     assert page.response.url.path == "/my accounts/console"
-    assert status_and_flash(toggled) == (200, "User ada is now disabled.")
+    assert status_and_notice(toggled) == (200, "ada is disabled.")
     assert client.get(page.find_all("script")[0]["src"]).status_code == 200
     paths = {
         value

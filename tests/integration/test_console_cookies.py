@@ -18,14 +18,16 @@ from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.http.sessions import MAX_COOKIE_CHARS, MAX_FLASH_CHARS, Sessions
-from mlapi.entrypoints.pages import PagesApp
+from mlapi.entrypoints.http.sessions import Sessions
+from mlapi.entrypoints.http.signatures import MAX_COOKIE_CHARS
+from mlapi.entrypoints.pages import Notice, PagesApp
+from mlapi.entrypoints.pages.notices import MAX_NOTICE_CHARS, Notices
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
 from tests.contract.test_http import BASE
 
 MODES = {"local": LOCAL_MODE, "token": AdminPolicy(admin_token=ADMIN_TOKEN)}
-PURPOSES = {"mlapi_session": b"mlapi console session", "mlapi_flash": b"mlapi console flash"}
+PURPOSES = {"mlapi_session": b"mlapi console session", "mlapi_notice": b"mlapi notice"}
 NOW = int(datetime.now(UTC).timestamp())
 
 
@@ -90,7 +92,10 @@ SIGNED_CONTENT: Mapping[str, bytes] = {
     "lone surrogate": as_json("\ud800"),
     "number with many digits": base64_encode(b"9" * 3_000),
     "nested deeply": base64_encode(b"[" * 2_900),
-    "long text": as_json("x" * (MAX_FLASH_CHARS + 1)),
+    "long text": as_json(["x" * (MAX_NOTICE_CHARS + 1), "", None]),
+    "path with a host": as_json(["forged", "//host", None]),
+    "undo elsewhere": as_json(["forged", "", ["https://host", {}, "Undo"]]),
+    "undo with a number": as_json(["forged", "", ["/users", {"enabled": 1}, "Undo"]]),
     "compressed": b"." + base64_encode(zlib.compress(b'"' + b"x" * 10_000_000 + b'"')[:2_000]),
     "compressed text": b"." + base64_encode(zlib.compress(b'"' + b"x" * 100_000 + b'"')),
 }
@@ -98,14 +103,14 @@ SIGNED_CONTENT: Mapping[str, bytes] = {
 
 def forged_values(cookie: str, mode: AdminPolicy) -> list[str]:
     """Return cookie values that the console did not issue for this purpose, or that have expired."""
-    valid = Sessions(mode.session_key).sign("forged") if cookie == "mlapi_session" else ""
+    valid = Notices(mode.session_key).sign(Notice("forged")) if cookie == "mlapi_session" else ""
     long = sign(base64_encode(b'"' + b"x" * 12_000 + b'"'), cookie, mode)
     return [
         *(sign(content, cookie, mode) for content in SIGNED_CONTENT.values()),
         *(sign(as_json("forged"), cookie, mode, timestamp=time) for time in (0, 1, NOW - 86_400, NOW + 86_400, 2**62)),
         *("x", ".", "..", "...", "é", "\xff" * 100, '"', '"\\"', '"\\' * 100, "a" * MAX_COOKIE_CHARS, "=", "==;", "\t"),
         *(valid, long, "." * 15_000, '"' + "\\" * 15_000 + '"'),
-        Sessions(b"another key").sign("forged"),
+        Notices(b"another key").sign(Notice("forged")),
         Sessions(b"another key").create()[1],
     ]
 
@@ -156,12 +161,12 @@ def test_forged_session_cookie_is_replaced_in_local_mode(client: TestClient, mod
         assert Sessions(mode.session_key).load(response.cookies["mlapi_session"]) is not None
 
 
-def test_forged_flash_cookie_is_removed(client: TestClient, mode: AdminPolicy) -> None:
-    removal = "mlapi_flash=; Path=/console; Max-Age=0; HttpOnly; SameSite=Strict"
+def test_forged_notice_cookie_is_removed(client: TestClient, mode: AdminPolicy) -> None:
+    removal = "mlapi_notice=; Path=/console; Max-Age=0; HttpOnly; SameSite=Strict"
     session = f"mlapi_session={Sessions(mode.session_key).create()[1]}"
 
     responses = [
-        get(client, CONSOLE_PATH, f"{session}; mlapi_flash={value}") for value in forged_values("mlapi_flash", mode)
+        get(client, CONSOLE_PATH, f"{session}; mlapi_notice={value}") for value in forged_values("mlapi_notice", mode)
     ]
 
     assert {(response.status_code, response.headers["set-cookie"]) for response in responses} == {(200, removal)}
@@ -169,16 +174,14 @@ def test_forged_flash_cookie_is_removed(client: TestClient, mode: AdminPolicy) -
 
 def test_valid_cookie_is_found_among_forged_ones(client: TestClient, mode: AdminPolicy) -> None:
     sessions = Sessions(mode.session_key)
-    session, flash = sessions.create()[1], sessions.sign("User ada was added.")
-    forged = "mlapi_session=x; mlapi_flash=x"
+    session, notice = sessions.create()[1], Notices(mode.session_key).sign(Notice("ada was added."))
+    forged = "mlapi_session=x; mlapi_notice=x"
     orders = [
-        f"{forged}; mlapi_session={session}; mlapi_flash={flash}",
-        f"mlapi_session={session};mlapi_flash={flash};{forged}",
+        f"{forged}; mlapi_session={session}; mlapi_notice={notice}",
+        f"mlapi_session={session};mlapi_notice={notice};{forged}",
     ]
 
     responses = [get(client, CONSOLE_PATH, cookies) for cookies in orders]
 
-    assert [(response.status_code, "User ada was added." in response.text) for response in responses] == [
-        (200, True)
-    ] * 2
+    assert [(response.status_code, "ada was added." in response.text) for response in responses] == [(200, True)] * 2
     assert all("mlapi_session" not in response.headers["set-cookie"] for response in responses)

@@ -15,7 +15,7 @@ from mlapi.entrypoints.wire.queries import MAX_PAGE_SIZE
 from mlapi.testing.http import LOCAL_MODE
 from tests.contract.test_http import asgi_client
 from tests.integration.html_page import Page
-from tests.integration.test_console import open_page, status_and_flash
+from tests.integration.test_console import open_page, status_and_notice
 
 PLANS = Plans({name: Plan(name) for name in ("free", "pro")}, default="free")
 NO_PLANS = Plans()
@@ -140,7 +140,7 @@ def test_list_keeps_its_filter_after_a_toggle(local: TestClient, users: Users) -
     page = open_page(local, "?state=ending").send("Disable ends in 2 days")
 
     assert dict(page.response.url.params) == {"state": "ending"}
-    assert status_and_flash(page) == (200, "User ends in 2 days is now disabled.")
+    assert status_and_notice(page) == (200, "ends in 2 days is disabled.")
 
 
 # --- the user page
@@ -155,7 +155,7 @@ def test_user_page_shows_and_sets_the_expiry(local: TestClient, users: Users, ad
     after = page.send("Set expiry", expires_on="2099-01-31")
 
     assert "Access expires (UTC)Never" in page.text
-    assert status_and_flash(after) == (200, "Access of ada expires on 31 Jan 2099, 00:00 UTC.")
+    assert status_and_notice(after) == (200, "Access of ada expires on 31 Jan 2099, 00:00 UTC.")
     assert users.get(ada.id).expires_datetime == datetime(2099, 1, 31, tzinfo=UTC)
     assert "Access expires (UTC)31 Jan 2099, 00:00" in after.text
     assert "Expiry: none → 31 Jan 2099, 00:00" in after.text
@@ -178,7 +178,7 @@ def test_double_click_adds_one_month(local: TestClient, users: Users, ada: User)
     again = page.send("+1 month")
 
     assert users.get(ada.id).expires_datetime == end
-    assert status_and_flash(again)[1].startswith("Nothing was changed: the expiry of ada was changed")
+    assert status_and_notice(again)[1].startswith("Nothing was changed: the expiry of ada was changed")
 
 
 def test_expiry_can_be_removed(local: TestClient, users: Users, ada: User) -> None:
@@ -189,7 +189,7 @@ def test_expiry_can_be_removed(local: TestClient, users: Users, ada: User) -> No
 
     assert "StateExpired" in page.text
     assert "Remove expiry" not in after.text
-    assert status_and_flash(after) == (200, "Access of ada no longer expires.")
+    assert status_and_notice(after) == (200, "Access of ada no longer expires.")
     assert users.get(ada.id).expires_datetime is None
 
 
@@ -209,8 +209,8 @@ def test_plan_is_chosen_from_the_configured_ones(local: TestClient, users: Users
 
     assert [option["value"] for option in page.find_all("option")] == ["", "free", "pro"]
     assert "Planfree (default)" in page.text
-    assert status_and_flash(pro) == (200, "User ada now has the plan pro.")
-    assert status_and_flash(default) == (200, "User ada now has the default plan.")
+    assert status_and_notice(pro) == (200, "ada has the plan pro.")
+    assert status_and_notice(default) == (200, "ada has the default plan.")
     assert users.get(ada.id).plan is None
 
 

@@ -77,7 +77,7 @@ HEADERS = (
 HEADER_PREFIXES: Mapping[bytes, Sequence[bytes]] = {
     b"authorization": (b"Bearer ", b"Bearer eyJ", b"Bearer mlapi_"),
     b"content-type": (b"application/json", b""),
-    b"cookie": (b'mlapi_session="', b"mlapi_flash=", b""),
+    b"cookie": (b'mlapi_session="', b"mlapi_notice=", b""),
     b"if-none-match": (b'"', b""),
 }
 JSON = (b"content-type", b"application/json")
@@ -255,7 +255,7 @@ def make_header_requests(target: Target) -> Iterator[Request]:
     for name in HEADERS:
         yield target.make_request([(name, b"127.0.0.1," * (MAX_HEADER_BYTES // 10))] * 4)
         yield target.make_request([(name, b"")] * (MAX_HEAD_BYTES // (len(name) + 4)))
-    for cookie in (b"mlapi_session=a.b.c;", b"mlapi_flash=a.b.c;"):
+    for cookie in (b"mlapi_session=a.b.c;", b"mlapi_notice=a.b.c;"):
         yield target.make_request([(b"cookie", cookie * (MAX_HEADER_BYTES // len(cookie)))])
     yield target.make_request(query="&" * MAX_QUERY_BYTES)
     yield target.make_request(query="a" * MAX_HEAD_BYTES)

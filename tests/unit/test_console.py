@@ -12,8 +12,11 @@ from itsdangerous.encoding import base64_decode, base64_encode
 
 from mlapi.domain.audit import DailyCount
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.http.sessions import FLASH_SECONDS, IDLE_SECONDS, LIFETIME_SECONDS, Session, Sessions
+from mlapi.entrypoints.http.sessions import IDLE_SECONDS, LIFETIME_SECONDS, Session, Sessions
+from mlapi.entrypoints.http.signatures import MAX_COOKIE_CHARS
+from mlapi.entrypoints.pages import Notice, Undo
 from mlapi.entrypoints.pages.chart import DAYS, HEIGHT, Bar, Day, chart_start, make_bar_chart, make_chart
+from mlapi.entrypoints.pages.notices import MAX_NOTICE_CHARS, NOTICE_SECONDS, SETTLE_SECONDS, Notices
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 from mlapi.entrypoints.wire.forms import unquote_form
@@ -138,32 +141,65 @@ def test_signature_for_one_purpose_is_invalid_for_another() -> None:
     session, cookie = sessions().create()
 
     assert session.csrf_token not in {cookie, cookie.rpartition(".")[2]}
-    assert sessions().unsign(cookie) == ""
-    assert sessions().load(sessions().sign(cookie)) is None
+    assert notices().find([cookie]) is None
+    assert sessions().load(notices().sign(Notice(cookie))) is None
 
 
-@pytest.mark.parametrize("text", ["", "ada is enabled.", "<b>Ада</b>; Path=/\r\n", "x" * 300])
-def test_signed_flash_message_fits_in_a_cookie(text: str) -> None:
-    signed = sessions().sign(text)
+# --- notices
 
-    assert sessions().unsign(signed) == text
+
+def notices(*, key: bytes = KEY, now: float = NOW) -> Notices:
+    return Notices(key, lambda: now)
+
+
+UNDO = Undo("/users/7/enabled", {"enabled": "1", "list": "q=%D0%90"})
+
+
+@pytest.mark.parametrize("text", ["", "ada is enabled.", "<b>Ада</b>; Path=/\r\n", "x" * MAX_NOTICE_CHARS])
+@pytest.mark.parametrize("undo", [UNDO, None])
+def test_signed_notice_fits_in_a_cookie(text: str, undo: Undo | None) -> None:
+    signed = notices().sign(Notice(text, "/users/7", undo))
+
+    assert notices().find([signed]) == Notice(text, "/users/7", undo)
     assert signed.isascii()
     assert set(signed).isdisjoint(' ",;\\\r\n')
 
 
+@given(st.text(max_size=1000), st.text(max_size=2000))
+def test_notice_is_shortened_until_it_fits(text: str, field: str) -> None:
+    signed = notices().sign(Notice(text, "/users/7", Undo("/users/7/enabled", {"list": field})))
+
+    found = notices().find([signed])
+    assert len(signed) < MAX_COOKIE_CHARS
+    assert found is not None
+    assert (found.text, found.about) == (text[:MAX_NOTICE_CHARS], "/users/7")
+
+
 @pytest.mark.parametrize("signed", ["", "x", "eA==.0", "é.é", f"eA==.{'0' * 64}", f"IngI.aw1FMw.{'0' * 43}"])
-def test_flash_message_with_a_wrong_signature_is_ignored(signed: str) -> None:
-    assert sessions().unsign(signed) == ""
+def test_notice_with_a_wrong_signature_is_ignored(signed: str) -> None:
+    assert notices().find([signed]) is None
+    assert notices().find_repeated(signed) is None
+
+
+@pytest.mark.parametrize("seconds", [-61, -60, NOTICE_SECONDS - 1, NOTICE_SECONDS])
+def test_notice_expires_after_a_minute(seconds: int) -> None:
+    signed = notices().sign(Notice("hello"))
+
+    assert (notices(now=NOW + seconds).find([signed]) is not None) == (-60 <= seconds < NOTICE_SECONDS)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(-61, ""), (-60, "hello"), (FLASH_SECONDS - 1, "hello"), (FLASH_SECONDS, "")],
+    ("seconds", "is_repeated"), [(0, True), (SETTLE_SECONDS - 0.01, True), (SETTLE_SECONDS, False), (600, False)]
 )
-def test_flash_message_expires_after_a_minute(seconds: int, text: str) -> None:
-    signed = sessions().sign("hello")
+def test_form_is_ignored_for_a_second_after_rendering(seconds: float, is_repeated: bool) -> None:
+    notice = Notice("ada is disabled.", "/users/7", UNDO)
 
-    assert sessions(now=NOW + seconds).unsign(signed) == text
+    field = notices().sign_rendered(notice)
+
+    assert notices(now=NOW + seconds).find_repeated(field) == (notice if is_repeated else None)
+
+
+# --- more about sessions
 
 
 def test_repr_of_a_session_hides_its_secrets() -> None:

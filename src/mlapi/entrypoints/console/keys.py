@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from mlapi.domain.errors import ApiKeyNotFoundError, FieldError, InvalidFieldsError
 from mlapi.entrypoints.console.users import errors_by_field, user_id_in_path, user_page
-from mlapi.entrypoints.pages import PageRequest, redirect, render_page
+from mlapi.entrypoints.pages import Notice, PageRequest, redirect, render_page
 
 
 async def add_key(request: PageRequest) -> Response:
@@ -38,7 +38,13 @@ async def remove_key(request: PageRequest) -> Response:
     if request.is_safe:
         return render_page(request, "remove_key.html", user=user, key=key)
     await request.runtime.executor.apply(request.users.prepare_remove_api_key(key.id))
-    return redirect(request, f"/users/{user_id}", flash=f"API key {key.name} was removed.")
+    return redirect(
+        request,
+        f"/users/{user_id}",
+        notice=Notice(
+            f"API key {key.name} of {user.username} was removed. This cannot be undone.", about=f"/users/{user_id}"
+        ),
+    )
 
 
 def _end_of_day(text: str) -> datetime | None:

@@ -11,7 +11,7 @@ from mlapi.domain.errors import TooManyAttemptsError
 from mlapi.entrypoints.console.access import LOGIN_PATH
 from mlapi.entrypoints.http.browser_sessions import docs_cookies
 from mlapi.entrypoints.http.sessions import Session
-from mlapi.entrypoints.pages import PageRequest, redirect, render_page
+from mlapi.entrypoints.pages import Notice, PageRequest, redirect, render_page
 
 MAX_WRONG_TOKENS_PER_MINUTE = 10
 """The limit per process for each IPv4 address or IPv6 /64 network."""
@@ -56,7 +56,7 @@ class LoginPage:
 
 async def log_out(request: PageRequest) -> Response:
     """Delete the cookies. Sessions are not stored on the server."""
-    return _set_all_cookies(redirect(request, LOGIN_PATH, flash="You have logged out."), request, None, "")
+    return _set_all_cookies(redirect(request, LOGIN_PATH, notice=Notice("You have signed out.")), request, None, "")
 
 
 def _set_all_cookies(response: Response, request: PageRequest, session: Session | None, cookie: str) -> Response:

@@ -18,7 +18,7 @@ from mlapi.domain.expiry import Extension, parse_extension
 from mlapi.domain.rules import MAX_USERNAME_CHARS, UserFilter
 from mlapi.domain.users import User, UserId, utc_now
 from mlapi.entrypoints.http.user_lists import list_users
-from mlapi.entrypoints.pages import PageRequest, redirect, render_page
+from mlapi.entrypoints.pages import Notice, PageRequest, Undo, redirect, render_page
 from mlapi.entrypoints.pages.chart import Chart, chart_start, make_chart
 from mlapi.entrypoints.pages.usage import UsageOverview, default_days, read_overview
 from mlapi.entrypoints.wire import queries, requests
@@ -158,7 +158,9 @@ async def add_user(request: PageRequest) -> Response:
     except UserExistsError as error:
         status, errors = HTTPStatus.CONFLICT, {"username": f"is already taken by user {error.user_id}"}
     else:
-        return redirect(request, f"/users/{user.id}", flash=f"User {user.username} was added.")
+        return redirect(
+            request, f"/users/{user.id}", notice=Notice(f"{user.username} was added.", about=f"/users/{user.id}")
+        )
     return render_page(request, "add_user.html", status, form=form, errors=errors)
 
 
@@ -173,13 +175,20 @@ async def set_enabled(request: PageRequest) -> Response:
         return redirect(request, f"/users/{user_id}")
     enabled = requests.parse_permission(request.form.get("enabled", ""))
     fields = queries.split_query(request.form.get("list", "").encode("utf-8"))
-    command = request.users.prepare_set_enabled(user_id=user_id, enabled=enabled)
-    user = await request.runtime.executor.apply(command)
-    flash = f"User {user.username} is now {'enabled' if enabled else 'disabled'}."
-    if "list" not in request.form:
-        return redirect(request, f"/users/{user_id}", flash=flash)
+    user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
+    if user.enabled != enabled or user.pending:  # otherwise, this is the second click of a double click
+        user = await request.runtime.executor.apply(request.users.prepare_set_enabled(user_id=user_id, enabled=enabled))
     query = urlencode([(name, value) for name, value in fields if name in _LIST_PARAMETERS])
-    return redirect(request, f"?{query}" if query else "", flash=flash)
+    in_list = {"list": query} if "list" in request.form else {}
+    about = f"/users/{user_id}"
+    notice = Notice(
+        f"{user.username} is {'enabled' if enabled else 'disabled'}.",
+        about=about,
+        undo=Undo(f"{about}/enabled", {"enabled": str(int(not enabled)), **in_list}),
+    )
+    if not in_list:
+        return redirect(request, about, notice=notice)
+    return redirect(request, f"?{query}" if query else "", notice=notice)
 
 
 async def set_password(request: PageRequest) -> Response:
@@ -193,8 +202,8 @@ async def set_password(request: PageRequest) -> Response:
     except InvalidFieldsError as error:
         return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
     user = await request.runtime.executor.apply(command)
-    flash = f"Password changed. All tokens of {user.username} were revoked."
-    return redirect(request, f"/users/{user_id}", flash=flash)
+    text = f"The password of {user.username} was set, and all their tokens were revoked. This cannot be undone."
+    return redirect(request, f"/users/{user_id}", notice=Notice(text, about=f"/users/{user_id}"))
 
 
 async def set_expiry(request: PageRequest) -> Response:
@@ -209,12 +218,14 @@ async def set_expiry(request: PageRequest) -> Response:
     user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
     current = _expiry_text(user)
     if request.form.get("current_expiry", current) != current:  # a double click must not extend it twice
-        flash = f"Nothing was changed: the expiry of {user.username} was changed after you opened this page. Check it."
-        return redirect(request, f"/users/{user_id}", flash=flash)
+        text = f"Nothing was changed: the expiry of {user.username} was changed after you opened this page. Check it."
+        return redirect(request, f"/users/{user_id}", notice=Notice(text))
     user = await _update(request, user_id, expires=expires)
     end = user.expires_datetime
     text = f"expires on {end.day} {end:%b %Y, %H:%M} UTC" if end else "no longer expires"
-    return redirect(request, f"/users/{user_id}", flash=f"Access of {user.username} {text}.")
+    return redirect(
+        request, f"/users/{user_id}", notice=Notice(f"Access of {user.username} {text}.", about=f"/users/{user_id}")
+    )
 
 
 async def set_plan(request: PageRequest) -> Response:
@@ -226,7 +237,9 @@ async def set_plan(request: PageRequest) -> Response:
     except InvalidFieldsError as error:
         return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
     text = f"the plan {user.plan}" if user.plan else "the default plan"
-    return redirect(request, f"/users/{user_id}", flash=f"User {user.username} now has {text}.")
+    return redirect(
+        request, f"/users/{user_id}", notice=Notice(f"{user.username} has {text}.", about=f"/users/{user_id}")
+    )
 
 
 async def _update(request: PageRequest, user_id: UserId, **changes: Any) -> User:  # noqa: ANN401 - see `Users.prepare_update`
@@ -259,7 +272,8 @@ async def revoke_tokens(request: PageRequest) -> Response:
     if request.is_safe:
         return redirect(request, f"/users/{user_id}")
     user = await request.runtime.executor.apply(request.users.prepare_end_tokens(user_id=user_id))
-    return redirect(request, f"/users/{user_id}", flash=f"All tokens of {user.username} were revoked.")
+    text = f"All tokens of {user.username} were revoked. This cannot be undone."
+    return redirect(request, f"/users/{user_id}", notice=Notice(text, about=f"/users/{user_id}"))
 
 
 async def remove_user(request: PageRequest) -> Response:
@@ -269,7 +283,7 @@ async def remove_user(request: PageRequest) -> Response:
         user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
         return render_page(request, "remove_user.html", user=user)
     user = await request.runtime.executor.apply(request.users.prepare_remove(user_id=user_id))
-    return redirect(request, flash=f"User {user.username} was removed.")
+    return redirect(request, notice=Notice(f"{user.username} was removed. This cannot be undone."))
 
 
 async def user_page(

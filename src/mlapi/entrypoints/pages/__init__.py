@@ -4,7 +4,8 @@ A `Site` is a group of pages below one path, such as ``/console``. Its pages are
 response; `PagesApp` serves them. To add a site:
 
 1. Write an `AccessRule`, which finds the session of a request.
-2. Write the pages. Render them with `render_page`, and end forms with `redirect`.
+2. Write the pages. Render them with `render_page`, and end forms with `redirect` and a `Notice`:
+   `mlapi.entrypoints.pages.notices` explains notices, undo and double clicks.
 3. Put the templates in the folder ``templates`` of your package. Pages extend ``layout.html``; your own ``layout.html``
    extends ``base.html`` and fills its block ``navigation``.
 4. Return ``site_routes(site, routes)`` to `mlapi.entrypoints.application`.
@@ -13,16 +14,19 @@ All pages work without JavaScript. If JavaScript is enabled, htmx updates parts 
 """
 
 from mlapi.entrypoints.pages.app import PagesApp, site_routes
+from mlapi.entrypoints.pages.notices import Notice, Undo
 from mlapi.entrypoints.pages.rendering import error_page, redirect, render_page
 from mlapi.entrypoints.pages.request import AccessRule, PageRequest, PageSession, PublicAccess, Site
 
 __all__ = [
     "AccessRule",
+    "Notice",
     "PageRequest",
     "PageSession",
     "PagesApp",
     "PublicAccess",
     "Site",
+    "Undo",
     "error_page",
     "redirect",
     "render_page",

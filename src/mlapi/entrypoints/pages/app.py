@@ -1,6 +1,7 @@
 """The pages of a site as an ASGI application: access control, CSRF protection and routing."""
 
 import hmac
+import re
 from collections.abc import Sequence
 from http import HTTPStatus
 
@@ -15,9 +16,13 @@ from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.sessions import Sessions
 from mlapi.entrypoints.pages.assets import ASSETS_PATH, show_asset
+from mlapi.entrypoints.pages.notices import Notices
 from mlapi.entrypoints.pages.rendering import HEADERS, error_page, handle_error, redirect
 from mlapi.entrypoints.pages.request import PageRequest, Site, read_form
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
+
+_PAGE = re.compile(r"([/?][!-~]*)?")
+"""A path and a query, relative to a site. It begins with a slash or a question mark, so it cannot change the host."""
 
 
 def site_routes(site: Site, pages: Sequence[Route]) -> list[Route]:
@@ -69,6 +74,7 @@ class PagesApp:
             http_request=http_request,
             client=connected_client(scope, receive).with_forwarded_scheme(state.runtime.trusted_proxies),
             sessions=Sessions(state.admin_policy.session_key),
+            notices=Notices(state.admin_policy.session_key),
         )
         try:
             response = await self._respond(request)
@@ -91,7 +97,7 @@ class PagesApp:
             request = attrs.evolve(request, session=session)
             if not request.is_safe:
                 request = await _with_form(request)
-            response = await self._route(request)
+            response = _ignore_second_click(request) or await self._route(request)
         except MlapiError as error:
             return handle_error(request, error)
         for cookie in cookies:
@@ -111,6 +117,13 @@ class PagesApp:
                 text = f"This page accepts only these methods: {allowed}."
                 return error_page(request, HTTPStatus.METHOD_NOT_ALLOWED, text, headers=[("Allow", allowed)])
         return error_page(request, HTTPStatus.NOT_FOUND, "There is no page at this address.")
+
+
+def _ignore_second_click(request: PageRequest) -> Response | None:
+    """Show the page again if the form is the second click of a double click; see `mlapi.entrypoints.pages.notices`."""
+    notice = request.notices.find_repeated(request.form.get("shown_notice", ""))
+    page = request.form.get("shown_page", "")
+    return redirect(request, page if _PAGE.fullmatch(page) else "", notice=notice) if notice is not None else None
 
 
 async def _with_form(request: PageRequest) -> PageRequest:

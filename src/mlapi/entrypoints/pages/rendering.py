@@ -19,6 +19,7 @@ from mlapi.domain.errors import (
 )
 from mlapi.entrypoints.http.middleware import logged_error_response
 from mlapi.entrypoints.pages.assets import asset_path
+from mlapi.entrypoints.pages.notices import Notice, PageNotice
 from mlapi.entrypoints.pages.request import PageRequest
 from mlapi.entrypoints.wire.paths import DOCS_PATH, base_path
 
@@ -34,8 +35,9 @@ def render_page(
     headers: Iterable[tuple[str, str]] = (),
     **context: object,
 ) -> Response:
-    """Render a template with the flash message from the previous page, if any."""
-    flash_cookies = request.flash_cookies
+    """Render a template. If an action led to this page, show its notice."""
+    cookies = request.notice_cookies
+    notice = request.notices.find(cookies)
     text = (
         _templates(request.site.package)
         .get_template(template)
@@ -46,26 +48,31 @@ def render_page(
             asset=lambda name: request.base + asset_path(name),
             session=request.session,
             mode=request.admin_policy.mode,
-            flash=request.sessions.unsign_first(flash_cookies),
+            page_path=request.path_and_query,
+            flash=PageNotice(
+                notice,
+                "" if notice is None else request.notices.sign_rendered(notice),
+                is_whole_page=not request.is_htmx,
+            ),
             **context,
         )
     )
     response = Response(text, status, dict(headers), media_type="text/html; charset=utf-8")
-    if flash_cookies:
-        response.headers.append("Set-Cookie", request.flash_cookie(""))
+    if cookies:
+        response.headers.append("Set-Cookie", request.notice_cookie(None))
     return response
 
 
-def redirect(request: PageRequest, path: str = "", *, flash: str = "") -> Response:
-    """Redirect to another page of the site, which shows the flash message.
+def redirect(request: PageRequest, path: str = "", *, notice: Notice | None = None) -> Response:
+    """Redirect to another page of the site, which shows the notice. See `mlapi.entrypoints.pages.notices`.
 
     The Location header contains no host name, because the Host header of the request may be forged.
     """
-    if request.is_partial and path == request.site.login_path:  # htmx would show the login page inside the current page
+    if request.is_htmx and path == request.site.login_path:  # htmx would show the login page inside the current page
         return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": request.base + path})
     response = Response(status_code=HTTPStatus.SEE_OTHER, headers={"Location": request.base + path})
-    if flash:
-        response.headers.append("Set-Cookie", request.flash_cookie(flash))
+    if notice is not None:
+        response.headers.append("Set-Cookie", request.notice_cookie(notice))
     return response
 
 

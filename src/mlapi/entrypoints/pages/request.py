@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
+from urllib.parse import quote
 
 import attrs
 from starlette.requests import Request
@@ -14,7 +15,8 @@ from mlapi.domain.users import User
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.browser_sessions import cookie_name, set_cookie
 from mlapi.entrypoints.http.runtime import Runtime
-from mlapi.entrypoints.http.sessions import FLASH_SECONDS, LIFETIME_SECONDS, Session, Sessions
+from mlapi.entrypoints.http.sessions import LIFETIME_SECONDS, Session, Sessions
+from mlapi.entrypoints.pages.notices import NOTICE_SECONDS, Notice, Notices
 from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import (
@@ -29,7 +31,7 @@ from mlapi.entrypoints.wire.queries import split_query
 
 T = TypeVar("T")
 
-_FLASH_COOKIE = "flash"
+_NOTICE_COOKIE = "notice"
 
 
 @attrs.frozen(kw_only=True)
@@ -110,6 +112,7 @@ class PageRequest:
     http_request: Request
     client: Client
     sessions: Sessions
+    notices: Notices
     session: PageSession | None = None
     """None on public pages if the client is not signed in."""
     form: Mapping[str, str] = attrs.field(factory=dict, repr=False)
@@ -151,9 +154,20 @@ class PageRequest:
         return self.http_request.method in {"GET", "HEAD"}
 
     @property
-    def is_partial(self) -> bool:
-        """True if htmx sent the request; htmx uses only a part of the page."""
+    def path_and_query(self) -> str:
+        """The path of the page, relative to the path of the site, with its query; both are URL-encoded."""
+        query = self.http_request.scope["query_string"].decode("latin-1")
+        return quote(self.path) + (f"?{query}" if query else "")
+
+    @property
+    def is_htmx(self) -> bool:
+        """True if htmx sent the request, to update a part of the current page."""
         return self.http_request.headers.get("hx-request") == "true"
+
+    @property
+    def is_partial(self) -> bool:
+        """True if htmx uses only a part of ``#main``."""
+        return self.is_htmx and self.http_request.headers.get("hx-target") != "main"
 
     async def search(self, function: Callable[[], T]) -> T:
         """Call a function whose cost grows with the number of rows. See `SearchPool.run`."""
@@ -169,14 +183,14 @@ class PageRequest:
         return {name: query[name] for name in names if query.get(name)}
 
     @property
-    def flash_cookies(self) -> list[str]:
-        """The flash messages in the cookies. Other applications on this host may have set cookies of the same name."""
-        return get_cookies(self.client.headers, cookie_name(self.client, _FLASH_COOKIE))
+    def notice_cookies(self) -> list[str]:
+        """The notices in the cookies. Other applications on this host may have set cookies of the same name."""
+        return get_cookies(self.client.headers, cookie_name(self.client, _NOTICE_COOKIE))
 
-    def flash_cookie(self, text: str) -> str:
-        """Return a Set-Cookie header for a flash message. An empty text deletes the cookie."""
-        value, max_age_seconds = (self.sessions.sign(text), FLASH_SECONDS) if text else ("", 0)
-        return set_cookie(self.client, _FLASH_COOKIE, value, self.base, max_age_seconds)
+    def notice_cookie(self, notice: Notice | None) -> str:
+        """Return a Set-Cookie header for a notice. None deletes the cookie."""
+        value, max_age_seconds = ("", 0) if notice is None else (self.notices.sign(notice), NOTICE_SECONDS)
+        return set_cookie(self.client, _NOTICE_COOKIE, value, self.base, max_age_seconds)
 
     @property
     def session_cookies(self) -> list[str]:
