@@ -24,6 +24,7 @@ from mlapi import Command, ConfigurationError, Outcome, RepositoryUnavailableErr
 from mlapi.adapters.memory import (
     InMemoryAllowances,
     InMemoryAuditTrail,
+    InMemoryLinks,
     InMemoryManagers,
     InMemoryOutbox,
     InMemoryUsage,
@@ -55,6 +56,14 @@ class PurgeUsage:
 
 
 @attrs.frozen(kw_only=True)
+class PurgeLinks:
+    """Delete links that have expired."""
+
+    before: datetime = attrs.field(converter=to_utc)
+    limit: int
+
+
+@attrs.frozen(kw_only=True)
 class SetFingerprint:
     """Store the fingerprint of the key that encrypts the passwords."""
 
@@ -78,7 +87,9 @@ class ChangeOutbox:
     removed: tuple[MailId, ...] = ()
 
 
-Entry = Command | ManagerCommand | Purge | PurgeUsage | UsageRow | SetFingerprint | TimedDraw | ChangeOutbox
+Entry = (
+    Command | ManagerCommand | Purge | PurgeLinks | PurgeUsage | UsageRow | SetFingerprint | TimedDraw | ChangeOutbox
+)
 KINDS = {kind.__name__: kind for kind in get_args(Entry)}
 
 
@@ -177,6 +188,18 @@ class JournaledAuditTrail(InMemoryAuditTrail):
             return super().purge(before=before, limit=limit)
 
 
+class JournaledLinks(InMemoryLinks):
+    """A `LinkRepository` that writes each purge to a journal before it deletes the links in memory."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        with self._journal.append([PurgeLinks(before=before, limit=limit)]):
+            return super().purge(before=before, limit=limit)
+
+
 class JournaledUsage(InMemoryUsage):
     """A `UsageRepository` that writes rows to a journal before it adds them in memory."""
 
@@ -241,6 +264,7 @@ class JournaledUserRepository(InMemoryUserRepository):
         self.audit = JournaledAuditTrail(journal)
         self.managers = JournaledManagers(journal, self.audit)
         self.outbox = JournaledOutbox(journal)
+        self.links = JournaledLinks(journal)
 
     def replay(self, entries: Iterable[Entry]) -> None:
         """Apply entries that were read from the journal."""
@@ -251,6 +275,8 @@ class JournaledUserRepository(InMemoryUserRepository):
                 InMemoryAuditTrail.purge(self.audit, before=entry.before, limit=entry.limit)
             elif isinstance(entry, ManagerCommand):
                 self.managers.replay(entry)
+            elif isinstance(entry, PurgeLinks):
+                InMemoryLinks.purge(self.links, before=entry.before, limit=entry.limit)
             elif not isinstance(entry, PurgeUsage | UsageRow | SetFingerprint | TimedDraw | ChangeOutbox):
                 super().apply([entry])
 

@@ -26,6 +26,7 @@ from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.tables import audit as audit_table
+from mlapi.adapters.sql.tables import links as links_table
 from mlapi.adapters.sql.tables import users as users_table
 from mlapi.domain.audit import UNSAVED_ID
 from mlapi.domain.commands import (
@@ -42,12 +43,14 @@ from mlapi.domain.commands import (
     UserChange,
 )
 from mlapi.domain.credentials import ApiKeyPrincipal, Principal, PrincipalId
-from mlapi.domain.errors import TooManyApiKeysError
+from mlapi.domain.errors import LinkNotAllowedError, LinkNotFoundError, TooManyApiKeysError
 from mlapi.domain.expiry import Extension
+from mlapi.domain.links import AddLink, Link, LinkId, LinkPurpose, RedeemLink, Redemption
 from mlapi.domain.users import EncryptedPassword
 from mlapi.testing.samples import NOON
 
 UNKNOWN_ID = 10**6
+NO_LINK = LinkId("f" * 16)
 
 # Command templates, which do not depend on the ids that a repository assigns. There are only a few names, users and API
 # keys, so commands often affect the same ones. Users are numbered in order of registration; number 9 never exists. The
@@ -63,14 +66,19 @@ password_changes = st.tuples(st.just("change password"), user_numbers, st.none()
 reencryptions = st.tuples(st.just("reencrypt"), user_numbers, password_ages)
 removals = st.tuples(st.just("remove"), user_numbers)
 renamings = st.tuples(st.just("rename"), user_numbers, st.sampled_from(["ada", "ADA", "bob", "eve", "kim"]))
+readdressings = st.tuples(st.just("readdress"), user_numbers, st.sampled_from(["a@example.com", "b@example.com"]))
 extensions = st.tuples(st.just("extend"), user_numbers, st.integers(1, 2))
 added_keys = st.tuples(st.just("add key"), user_numbers, st.booleans(), st.none() | st.integers(1, 3))
 used_keys = st.tuples(st.just("use key"), key_numbers, st.sampled_from([-90, 0, 57, 58, 59, 60, 61]))
 removed_keys = st.tuples(st.just("remove key"), key_numbers)
 removed_own_keys = st.tuples(st.just("remove own key"), key_numbers, user_numbers)
 user_templates = registrations | toggles | token_endings | password_changes | reencryptions | removals
-updates = renamings | extensions
-templates = user_templates | updates | added_keys | used_keys | removed_keys | removed_own_keys
+added_links = st.tuples(st.just("add link"), user_numbers, st.sampled_from(["password", "change_email"]))
+used_links = st.tuples(st.just("use link"), user_numbers, st.sampled_from(["password", "change_email"]))
+updates = renamings | extensions | readdressings
+templates = (
+    user_templates | updates | added_keys | used_keys | removed_keys | removed_own_keys | added_links | used_links
+)
 Template = tuple[object, ...]
 INITIAL_TEMPLATES: list[Template] = [
     *(("register", name) for name in ("eve", "kay", "liz")),
@@ -87,6 +95,7 @@ class Replay:
         self._ids: list[UserId] = []
         self._passwords = [EncryptedPassword("stored")]
         self._used_key_numbers: set[int] = set()
+        self._links: dict[tuple[int, str], LinkId] = {}
         self._now = NOON
         for template in INITIAL_TEMPLATES:
             self.apply([template], separately=True)
@@ -111,10 +120,14 @@ class Replay:
                 attrs.evolve(entry, id=UNSAVED_ID, user_id=entry.user_id and UserId(self._number(entry.user_id)))
                 for entry in self._repository.audit.list_page(limit=1000)
             ],
+            "links": [
+                None if link is None else self._numbered(link)
+                for link in map(self._repository.links.find, self._links.values())
+            ],
             "principals": [self._numbered_principal(found) for found in self._repository.find_principals(ids)],
         }
 
-    def _command(self, kind: object, *values: object) -> Command:  # noqa: C901, PLR0911 - one return for each kind of command
+    def _command(self, kind: object, *values: object) -> Command:  # noqa: C901, PLR0911, PLR0912 - one return for each kind of command
         self._now += timedelta(seconds=1)
         epoch = f"epoch at {self._now}"
         match kind, *values:
@@ -144,6 +157,19 @@ class Replay:
                 return Remove(user_id=self._id(number), at=self._now)
             case "rename", int(number), str(name):
                 return UpdateUser(user_id=self._id(number), username=name, at=self._now)
+            case "readdress", int(number), str(email):
+                return UpdateUser(user_id=self._id(number), email=email, at=self._now)
+            case "add link", int(number), "password" | "change_email" as purpose:
+                return self._make_link(number, purpose)
+            case "use link", int(number), str(purpose):
+                return RedeemLink(
+                    link_id=self._links.get((number, purpose), NO_LINK),
+                    user_id=self._id(number),
+                    digest="digest",
+                    password=self._new_password() if purpose == "password" else None,
+                    at=self._now,
+                    token_epoch=epoch,
+                )
             case "extend", int(number), int(months):
                 plan = f"plan at {self._now}"
                 return UpdateUser(user_id=self._id(number), expires=Extension(months=months), plan=plan, at=self._now)
@@ -178,20 +204,37 @@ class Replay:
             expires_datetime=self._now if expires else None,
         )
 
+    def _make_link(self, number: int, purpose: LinkPurpose) -> AddLink:
+        link_id = LinkId(f"link at {self._now}")
+        self._links[number, purpose] = link_id
+        return AddLink(
+            link_id=link_id,
+            user_id=self._id(number),
+            purpose=purpose,
+            digest="digest",
+            new_email="c@example.com" if purpose == "change_email" else None,
+            at=self._now,
+            expires=self._now + timedelta(hours=1),
+        )
+
     def _id(self, number: int) -> UserId:
         return self._ids[number] if number < len(self._ids) else UserId(UNKNOWN_ID + number)
 
     def _number(self, user_id: int) -> int:
         return self._ids.index(UserId(user_id)) if user_id in self._ids else user_id
 
-    def _numbered(self, outcome: Outcome) -> object:
+    def _numbered(self, outcome: Outcome) -> object:  # noqa: PLR0911 - one return for each kind
         if isinstance(outcome, User):
             return attrs.evolve(outcome, id=UserId(self._number(outcome.id)))
-        if isinstance(outcome, ApiKey):
+        if isinstance(outcome, ApiKey | Link):
             return attrs.evolve(outcome, user_id=UserId(self._number(outcome.user_id)))
         if isinstance(outcome, UserChange):
             return self._numbered(outcome.before), self._numbered(outcome.after)
-        if isinstance(outcome, ApiKeyNotFoundError | ChangeRejectedError):
+        if isinstance(outcome, Redemption):
+            return [self._numbered(each) for each in (outcome.link, outcome.before, outcome.after)]
+        if isinstance(outcome, LinkNotAllowedError):
+            return attrs.evolve(outcome, user_id=self._number(outcome.user_id))
+        if isinstance(outcome, ApiKeyNotFoundError | LinkNotFoundError | ChangeRejectedError):
             return outcome
         if isinstance(outcome, TooManyApiKeysError):
             return TooManyApiKeysError(self._number(outcome.user_id), outcome.limit)
@@ -224,6 +267,7 @@ def repositories(
             with database.writing() as connection:
                 connection.execute(delete(users_table))
                 connection.execute(delete(audit_table))
+                connection.execute(delete(links_table))
             return SqlUserRepository(database)
 
         yield {

@@ -480,7 +480,7 @@ def test_standard_input_and_output_need_an_explicit_format() -> None:
     )
     assert read_rejects("import.rejects.jsonl")[0][:2] == (3, "eve")
     assert exported.stdout.splitlines()[0] == (
-        "user_id,username,email,enabled,created_datetime,updated_datetime,expires_datetime,plan,metadata"
+        "user_id,username,email,enabled,created_datetime,updated_datetime,expires_datetime,plan,pending,metadata"
     )
     assert exported.stdout.splitlines()[1].startswith("1,ada,ada@example.com,true,20")
 
@@ -596,6 +596,7 @@ def test_export_is_filtered_and_omits_passwords(options: list[str], expected: li
         "created_datetime",
         "updated_datetime",
         "expires_datetime",
+        "pending",
         "plan",
         "metadata",
     }

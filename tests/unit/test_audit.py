@@ -16,7 +16,6 @@ from mlapi import (
     Command,
     Outcome,
     PasswordChangedError,
-    User,
     UserExistsError,
     UserId,
     UserNotFoundError,
@@ -38,11 +37,13 @@ from mlapi.domain.commands import (
     RejectRegistration,
     Remove,
     RemoveApiKey,
+    Result,
     SetEnabled,
     UpdateUser,
     UserChange,
 )
-from mlapi.domain.errors import TooManyApiKeysError
+from mlapi.domain.errors import LinkNotAllowedError, LinkNotFoundError, TooManyApiKeysError
+from mlapi.domain.links import AddLink, Link, LinkId, RedeemLink, Redemption
 from mlapi.domain.users import EncryptedPassword
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -50,6 +51,7 @@ ADA = UserId(7)
 STORED = EncryptedPassword("stored")
 KEY = ApiKey(id=ApiKeyId("0" * 16), user_id=ADA, name="laptop", digest="digest", created_datetime=NOON)
 REGISTER = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
+ADD_LINK = AddLink(link_id=LinkId("0" * 16), user_id=ADA, purpose="password", digest="digest", at=NOON, expires=NOON)
 AUDITED: list[Command] = [
     REGISTER,
     UpdateUser(user_id=ADA, plan="pro", at=NOON),
@@ -62,8 +64,13 @@ AUDITED: list[Command] = [
     Remove(user_id=ADA, at=NOON),
     AddApiKey(key=KEY),
     RemoveApiKey(key_id=KEY.id, at=NOON),
+    ADD_LINK,
+    RedeemLink(link_id=ADD_LINK.link_id, user_id=ADA, digest="digest", at=NOON),
 ]
+LINK = ADD_LINK.apply_to(REGISTER.as_user(ADA))
 CHANGE = UserChange(REGISTER.as_user(ADA), attrs.evolve(REGISTER.as_user(ADA), plan="pro"))
+assert isinstance(LINK, Link)
+REDEMPTION = Redemption(LINK, CHANGE.before, CHANGE.after)
 INTERNAL: list[Command] = [
     Reencrypt(user_id=ADA, password=STORED, replacing=STORED),
     RecordApiKeyUse(key_id=KEY.id, at=NOON),
@@ -74,6 +81,8 @@ REJECTIONS: list[Rejection] = [
     PasswordChangedError(7),
     ApiKeyNotFoundError("x"),
     TooManyApiKeysError(7, 10),
+    LinkNotFoundError(),
+    LinkNotAllowedError(7, "disabled"),
     ChangeRejectedError(None, "a constraint failed"),
     UserReferencedError(7),
 ]
@@ -86,14 +95,16 @@ def test_all_commands_and_rejections_are_tested() -> None:
 
 @pytest.mark.parametrize("command", AUDITED, ids=lambda command: type(command).__name__)
 @pytest.mark.parametrize(
-    "outcome", [REGISTER.as_user(ADA), CHANGE, KEY, *REJECTIONS], ids=lambda outcome: type(outcome).__name__
+    "outcome",
+    [REGISTER.as_user(ADA), CHANGE, KEY, LINK, REDEMPTION, *REJECTIONS],
+    ids=lambda outcome: type(outcome).__name__,
 )
 def test_every_command_and_outcome_is_audited(command: Command, outcome: Outcome) -> None:
     entry = make_audit_entry(command, outcome)
 
     assert entry is not None
     assert entry.at == NOON
-    assert (entry.outcome == "done") == isinstance(outcome, User | UserChange | ApiKey)
+    assert (entry.outcome == "done") == isinstance(outcome, Result)
 
 
 @pytest.mark.parametrize("outcome", [REGISTER.as_user(ADA), UserExistsError(ADA)], ids=["done", "rejected"])

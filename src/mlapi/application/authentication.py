@@ -208,10 +208,10 @@ class Authenticator:
     def verify(self, user: User | None, password: str) -> VerifiedLogin | None:
         """Return the login if the password is correct, or None.
 
-        Every attempt runs the cipher once, so that timing does not reveal which users exist.
+        Every attempt runs the cipher once, so that timing does not reveal which users exist or have no password yet.
         """
         cipher = self.users.cipher
-        is_right = cipher.matches(password, None if user is None else user.password)
+        is_right = cipher.matches(password, user.password if user is not None and user.has_password else None)
         if user is None or not is_right:
             return None
         return VerifiedLogin(user=user, needs_upgrade=cipher.needs_upgrade(user.password))

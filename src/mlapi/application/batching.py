@@ -22,9 +22,10 @@ from weakref import WeakKeyDictionary
 import attrs
 
 from mlapi.application.deadlines import remaining_seconds
-from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UpdateUser, UserChange, UserCommand
+from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, Result, UpdateUser, UserChange, UserCommand
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError, ServiceUnavailableError
+from mlapi.domain.links import AddLink, Link, RedeemLink, Redemption
 from mlapi.domain.ports import UserRepository
 from mlapi.domain.users import User
 from mlapi.forks import call_in_children, new_lock, notice_fork
@@ -43,7 +44,7 @@ _TIMED_OUT = RepositoryUnavailableError("the database did not answer in time")
 _logger = logging.getLogger("mlapi")
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+ItemResult = TypeVar("ItemResult")
 
 
 @attrs.define(eq=False)
@@ -70,7 +71,7 @@ class _Batch:
     timed_out: bool = False
 
 
-class Batcher(Generic[Item, Result]):
+class Batcher(Generic[Item, ItemResult]):
     """Executes the requests of concurrent coroutines in batches, in one writer thread.
 
     Args:
@@ -85,7 +86,7 @@ class Batcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        execute: Callable[[Sequence[Item], float], Sequence[Result | Exception]],
+        execute: Callable[[Sequence[Item], float], Sequence[ItemResult | Exception]],
         *,
         max_waiting_requests: int = MAX_WAITING_REQUESTS,
         timeout_seconds: float = TIMEOUT_SECONDS,
@@ -104,7 +105,7 @@ class Batcher(Generic[Item, Result]):
         self._submitted: SimpleQueue[tuple[_LoopQueue, _Batch] | None] = SimpleQueue()
         self._writer: threading.Thread | None = None
 
-    async def submit(self, item: Item) -> Result:
+    async def submit(self, item: Item) -> ItemResult:
         """Return the result after the whole batch has been executed.
 
         Canceling this coroutine drops the request if its batch has not started yet. The other requests of the batch
@@ -131,7 +132,7 @@ class Batcher(Generic[Item, Result]):
         request = _Request(item, loop.create_future())
         queue.add(request)
         if remaining >= self._timeout_seconds:  # nearly always, the timer of the batch is enough
-            result: Result = await request.future
+            result: ItemResult = await request.future
             return result
         timer = loop.call_later(remaining, request.fail, self._timeout_error)
         try:
@@ -176,7 +177,7 @@ class Batcher(Generic[Item, Result]):
                 if threading.current_thread() is not self._writer:
                     return  # this thread was replaced while it waited
 
-    def _get_results(self, items: Sequence[Item], deadline_monotonic: float) -> Sequence[Result | Exception]:
+    def _get_results(self, items: Sequence[Item], deadline_monotonic: float) -> Sequence[ItemResult | Exception]:
         try:
             return self._execute(items, deadline_monotonic)
         except MlapiError as error:
@@ -189,7 +190,7 @@ class Batcher(Generic[Item, Result]):
             return [result for item in items for result in self._get_results([item], deadline_monotonic)]
 
 
-class CommandBatcher(Batcher[Command, User | UserChange | ApiKey]):
+class CommandBatcher(Batcher[Command, Result]):
     """An asynchronous wrapper around `UserRepository.apply`: commands of concurrent requests share a commit.
 
     Args:
@@ -223,12 +224,16 @@ class CommandBatcher(Batcher[Command, User | UserChange | ApiKey]):
     async def apply(self, command: UpdateUser) -> UserChange: ...
     @overload
     async def apply(self, command: ApiKeyCommand) -> ApiKey: ...
-    async def apply(self, command: Command) -> User | UserChange | ApiKey:
+    @overload
+    async def apply(self, command: AddLink) -> Link: ...
+    @overload
+    async def apply(self, command: RedeemLink) -> Redemption: ...
+    async def apply(self, command: Command) -> Result:
         """Apply a command, and return its outcome once the change is durable.
 
         Raises:
-            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError, UserReferencedError,
-                ChangeRejectedError: if the command is rejected.
+            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError, LinkNotFoundError,
+                LinkNotAllowedError, UserReferencedError, ChangeRejectedError: if the command is rejected.
             ServiceUnavailableError, RepositoryUnavailableError: see `submit` and `UserRepository.apply`.
         """
         return await self.submit(command)

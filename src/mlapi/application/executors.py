@@ -4,10 +4,11 @@ The same flow of steps serves synchronous callers, inline, and an event loop, in
 """
 
 from collections.abc import Callable
-from typing import ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar, overload
 
 from mlapi.application.users import Users
-from mlapi.domain.commands import UserCommand
+from mlapi.domain.commands import LinkCommand, UserCommand
+from mlapi.domain.links import AddLink, Link, RedeemLink, Redemption
 from mlapi.domain.users import User
 
 P = ParamSpec("P")
@@ -34,7 +35,13 @@ class Executor(Protocol):
         """Call a function that runs the password cipher."""
         ...
 
-    async def apply(self, command: UserCommand) -> User:
+    @overload
+    async def apply(self, command: UserCommand) -> User: ...
+    @overload
+    async def apply(self, command: AddLink) -> Link: ...
+    @overload
+    async def apply(self, command: RedeemLink) -> Redemption: ...
+    async def apply(self, command: UserCommand | LinkCommand) -> User | Link | Redemption:
         """Apply a command durably. Raises the same errors as `Users.apply`."""
         ...
 
@@ -54,5 +61,11 @@ class InlineExecutor:
     async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return function(*args, **kwargs)
 
-    async def apply(self, command: UserCommand) -> User:
+    @overload
+    async def apply(self, command: UserCommand) -> User: ...
+    @overload
+    async def apply(self, command: AddLink) -> Link: ...
+    @overload
+    async def apply(self, command: RedeemLink) -> Redemption: ...
+    async def apply(self, command: UserCommand | LinkCommand) -> User | Link | Redemption:
         return self._users.apply(command)

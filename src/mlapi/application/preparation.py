@@ -10,6 +10,7 @@ from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
+from mlapi.domain.links import Link, LinkId
 from mlapi.domain.managers import (
     Manager,
     ManagerCommand,
@@ -250,6 +251,7 @@ class PreparedRepository:
         self._repository = repository
         self._preparation = preparation
         self.audit = PreparedAuditTrail(repository, preparation)
+        self.links = PreparedLinks(repository, preparation)
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         return self._prepared().apply(commands, commit_by=commit_by)
@@ -338,3 +340,19 @@ class PreparedAuditTrail:
     def _prepared(self) -> AuditTrail:
         self._preparation.ensure()
         return self._repository.audit
+
+
+class PreparedLinks:
+    """The links of a `PreparedRepository`."""
+
+    def __init__(self, repository: UserRepository, preparation: Preparation) -> None:
+        self._repository = repository
+        self._preparation = preparation
+
+    def find(self, link_id: LinkId) -> Link | None:
+        self._preparation.ensure()
+        return self._repository.links.find(link_id)
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        self._preparation.ensure()
+        return self._repository.links.purge(before=before, limit=limit)

@@ -154,7 +154,9 @@ class SecretRotation:
         else:
             kinds.add("key")
             cipher = self._secrets.current().cipher
-            waiting = sum(cipher.needs_older_salt(user.password) for user in self._users.iterate_users())
+            waiting = sum(
+                user.has_password and cipher.needs_older_salt(user.password) for user in self._users.iterate_users()
+            )
             if waiting:
                 kept.append(f"salts: {waiting} users have not logged in since the newest was added")
             else:
@@ -196,7 +198,11 @@ class SecretRotation:
 
     def _reject_unreadable(self) -> None:
         cipher = self._secrets.current().cipher
-        unreadable = [user.id for user in self._users.iterate_users() if not cipher.is_readable(user.password)]
+        unreadable = [
+            user.id
+            for user in self._users.iterate_users()
+            if user.has_password and not cipher.is_readable(user.password)
+        ]
         if unreadable:
             shown = ", ".join(map(str, unreadable[:_MAX_SHOWN_IDS]))
             raise ConfigurationError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Protocol, final
+from typing import Protocol, cast, final, get_args
 
 import attrs
 
@@ -23,7 +23,7 @@ from mlapi.domain.errors import ChangeRejectedError, FieldError, InvalidFieldsEr
 from mlapi.domain.metadata import NO_METADATA, Metadata
 from mlapi.domain.ports import is_costly
 from mlapi.domain.rules import canonical_username, find_email_error, find_username_error
-from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
+from mlapi.domain.users import NO_PASSWORD, EncryptedPassword, Pending, User, UserId, UsernameKey, to_utc, utc_now
 
 BATCH_ROWS = 2_000
 """Maximum number of rows in one transaction."""
@@ -94,6 +94,7 @@ class _Candidate:
     username: str
     email: str
     enabled: bool
+    pending: Pending | None
     created: datetime | None
     expires: datetime | None
     plan: str | None
@@ -111,6 +112,7 @@ class _Candidate:
             password=self.encrypted or users.cipher.encrypt(self.password or ""),
             email=self.email,
             enabled=self.enabled,
+            pending=self.pending,
             at=utc_now(),
             created=self.created,
             expires_datetime=self.expires,
@@ -242,6 +244,7 @@ class UserImport:
         plan = None if values.get("plan") == "" else values.get("plan")
         flag = values.get("enabled")
         enabled = _FLAGS.get("" if flag is None else str(flag).strip().lower())
+        pending = values.get("pending") or None
         errors = [
             ("username", find_username_error(username)),
             ("email", find_email_error(email)),
@@ -249,6 +252,7 @@ class UserImport:
                 "enabled",
                 None if enabled is not None else "must be true or false, also written 1/0, t/f, yes/no or on/off",
             ),
+            ("pending", _find_pending_error(pending, enabled=enabled)),
             *find_detail_errors({"plan": plan}, self._users.plans),
         ]
         times: dict[str, datetime | None] = {}
@@ -264,6 +268,8 @@ class UserImport:
                 self._users.validate_password(values["password"])  # type: ignore[arg-type]  # it rejects other types
             elif "password_hash" in values:
                 encrypted = self._importer().import_hash(values["password_hash"])
+            elif values["stored_password"] == NO_PASSWORD.value:
+                encrypted = NO_PASSWORD
             else:
                 encrypted = self._importer().import_stored(values["stored_password"])
         except InvalidFieldsError as error:
@@ -278,6 +284,7 @@ class UserImport:
             username=str(username),
             email=str(email),
             enabled=enabled is True,
+            pending=cast("Pending | None", pending),
             created=times["created_datetime"] or utc_now(),
             expires=times["expires_datetime"],
             plan=None if plan is None else str(plan),
@@ -322,6 +329,8 @@ class UserImport:
         return batch.existing | dict(zip(missing, self._users.repository.find_principals(missing), strict=True))
 
     def _under_newest_key(self, command: Register) -> Register:
+        if command.password == NO_PASSWORD:
+            return command
         return attrs.evolve(command, password=self._users.cipher.reencrypt(command.password) or command.password)
 
     def _reject(self, row: Row, errors: Iterable[FieldError]) -> None:
@@ -340,6 +349,14 @@ def _deferred_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
     if received:
         raise KeyboardInterrupt
+
+
+def _find_pending_error(pending: object, *, enabled: bool | None) -> str | None:
+    if pending is None:
+        return None
+    if pending not in get_args(Pending):
+        return f"must be one of {', '.join(get_args(Pending))}"
+    return "must be empty unless enabled is false" if enabled else None
 
 
 def _is_same_user(row: Row, existing: Principal | None) -> bool:

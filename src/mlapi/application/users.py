@@ -12,9 +12,10 @@ from typing import Unpack, final, overload
 from mlapi.application.command_factory import CommandFactory, UserChanges, UserDetails
 from mlapi.domain.actors import UNKNOWN_ACTOR, Actor
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
-from mlapi.domain.commands import ApiKeyCommand, Command, Reencrypt, UpdateUser, UserChange, UserCommand
+from mlapi.domain.commands import ApiKeyCommand, Command, Reencrypt, Result, UpdateUser, UserChange, UserCommand
 from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.errors import ChangeRejectedError, InvalidFieldsError, MlapiError, UserNotFoundError
+from mlapi.domain.links import AddLink, Link, RedeemLink, Redemption
 from mlapi.domain.plans import Plans
 from mlapi.domain.ports import Clock, PasswordCipher, UserRepository, is_costly
 from mlapi.domain.rules import EVERY_USER, PasswordPolicy, UserFilter, canonical_username
@@ -264,7 +265,7 @@ class Users(CommandFactory):
                 passwords of its batch are kept.
         """
         for page in self._pages(batch_size):
-            reencrypted = ((user, self.cipher.reencrypt(user.password)) for user in page)
+            reencrypted = ((user, self.cipher.reencrypt(user.password)) for user in page if user.has_password)
             commands = [
                 Reencrypt(user_id=user.id, password=password, replacing=user.password)
                 for user, password in reencrypted
@@ -281,12 +282,16 @@ class Users(CommandFactory):
     def apply(self, command: UpdateUser) -> UserChange: ...
     @overload
     def apply(self, command: ApiKeyCommand) -> ApiKey: ...
-    def apply(self, command: Command) -> User | UserChange | ApiKey:
-        """Apply one command durably. Return the resulting user or API key (its last state, if it was removed).
+    @overload
+    def apply(self, command: AddLink) -> Link: ...
+    @overload
+    def apply(self, command: RedeemLink) -> Redemption: ...
+    def apply(self, command: Command) -> Result:
+        """Apply one command durably. Return the resulting user, API key or link (its last state, if it was removed).
 
         Raises:
-            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError, UserReferencedError,
-                ChangeRejectedError: if the command is rejected.
+            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError, LinkNotFoundError,
+                LinkNotAllowedError, UserReferencedError, ChangeRejectedError: if the command is rejected.
             RepositoryUnavailableError: if the database is unavailable.
         """
         (outcome,) = self.repository.apply([command])

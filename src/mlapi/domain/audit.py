@@ -16,6 +16,7 @@ from mlapi.domain.commands import (
     Command,
     EndTokens,
     IssueToken,
+    LinkCommand,
     Outcome,
     RecordApiKeyUse,
     Reencrypt,
@@ -31,12 +32,15 @@ from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     ChangeRejectedError,
+    LinkNotAllowedError,
+    LinkNotFoundError,
     PasswordChangedError,
     TooManyApiKeysError,
     UserExistsError,
     UserNotFoundError,
     UserReferencedError,
 )
+from mlapi.domain.links import AddLink, Link, RedeemLink, Redemption
 from mlapi.domain.metadata import NO_METADATA, find_changed_keys
 from mlapi.domain.users import MAX_USER_ID, User, UserId, to_utc
 
@@ -58,6 +62,8 @@ Action = Literal[
     "add_manager",
     "rotate_manager",
     "remove_manager",
+    "add_link",
+    "redeem_link",
 ]
 Result = Literal[
     "done",
@@ -66,6 +72,8 @@ Result = Literal[
     "password_changed",
     "api_key_not_found",
     "too_many_api_keys",
+    "link_not_found",
+    "link_not_allowed",
     "user_referenced",
     "change_rejected",
     "manager_exists",
@@ -82,16 +90,22 @@ _ACTIONS: dict[type[Command], Action] = {
     Remove: "remove",
     AddApiKey: "add_api_key",
     RemoveApiKey: "remove_api_key",
+    AddLink: "add_link",
+    RedeemLink: "redeem_link",
 }
 _RESULTS: dict[type[Outcome], Result] = {
     User: "done",
     UserChange: "done",
     ApiKey: "done",
+    Link: "done",
+    Redemption: "done",
     UserExistsError: "user_exists",
     UserNotFoundError: "user_not_found",
     PasswordChangedError: "password_changed",
     ApiKeyNotFoundError: "api_key_not_found",
     TooManyApiKeysError: "too_many_api_keys",
+    LinkNotFoundError: "link_not_found",
+    LinkNotAllowedError: "link_not_allowed",
     UserReferencedError: "user_referenced",
     ChangeRejectedError: "change_rejected",
 }
@@ -188,11 +202,11 @@ def get_result(outcome: Outcome) -> Result:
 
 
 def _get_user_id(command: Command, outcome: Outcome) -> UserId | None:
-    if isinstance(command, UpdateUser):  # a `UserExistsError` has the id of another user
+    if isinstance(command, UpdateUser | LinkCommand):  # a `UserExistsError` has the id of another user
         user_id: int | None = command.user_id
     elif isinstance(outcome, User):
         user_id = outcome.id
-    elif isinstance(outcome, ApiKeyNotFoundError | UserChange):
+    elif isinstance(outcome, ApiKeyNotFoundError | LinkNotFoundError | UserChange | Redemption):
         user_id = None
     else:
         user_id = outcome.user_id
@@ -202,6 +216,10 @@ def _get_user_id(command: Command, outcome: Outcome) -> UserId | None:
 def _encode_changes(outcome: Outcome, *, is_new: bool) -> str | None:
     if isinstance(outcome, UserChange):
         changes = describe_changes(outcome.before, outcome.after)
+    elif isinstance(outcome, Link):
+        changes = {"purpose": outcome.purpose}
+    elif isinstance(outcome, Redemption):
+        changes = {"purpose": outcome.link.purpose, **describe_changes(outcome.before, outcome.after)}
     elif isinstance(outcome, User) and is_new:
         changes = describe_changes(None, outcome)
     else:

@@ -16,6 +16,8 @@ from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     ChangeRejectedError,
     InvalidFieldsError,
+    LinkNotAllowedError,
+    LinkNotFoundError,
     PasswordChangedError,
     TooManyApiKeysError,
     UserExistsError,
@@ -23,6 +25,7 @@ from mlapi.domain.errors import (
     UserReferencedError,
 )
 from mlapi.domain.expiry import Extension
+from mlapi.domain.links import AddLink, Link, RedeemLink, Redemption
 from mlapi.domain.mail import MailKind
 from mlapi.domain.metadata import NO_METADATA, Metadata
 from mlapi.domain.rules import canonical_username, find_email_error
@@ -223,6 +226,8 @@ def _to_expiry(expires: datetime | Extension | Unchanged | None) -> datetime | E
 class UpdateUser:
     """Change a user's name, e-mail address, expiry, plan or metadata. Tokens and API keys stay valid.
 
+    A new e-mail address removes all one-time links of the user.
+
     ``expires`` is a time, None, or an `Extension` of the current expiry. ``metadata`` replaces all keys.
 
     Rejected with `UserExistsError` if another user has the new name.
@@ -267,7 +272,7 @@ class UpdateUser:
 
 @attrs.frozen(kw_only=True)
 class Remove:
-    """Remove a user and the user's API keys. The id is never used again."""
+    """Remove a user, and the user's API keys and one-time links. The id is never used again."""
 
     user_id: UserId
     at: datetime = attrs.field(factory=utc_now, converter=to_utc)
@@ -329,17 +334,22 @@ UserUpdate = SetEnabled | EndTokens | ChangePassword | Reencrypt | RejectRegistr
 """Commands for an existing user; ``apply_to`` returns the modified user, or the error that rejects the command."""
 UserCommand = Register | UserUpdate | Remove
 ApiKeyCommand = AddApiKey | RemoveApiKey | RecordApiKeyUse
-Command = UserCommand | UpdateUser | ApiKeyCommand
+LinkCommand = AddLink | RedeemLink
+Command = UserCommand | UpdateUser | ApiKeyCommand | LinkCommand
 Rejection = (
     UserExistsError
     | UserNotFoundError
     | PasswordChangedError
     | ApiKeyNotFoundError
     | TooManyApiKeysError
+    | LinkNotFoundError
+    | LinkNotAllowedError
     | UserReferencedError
     | ChangeRejectedError
 )
-Outcome = User | UserChange | ApiKey | Rejection
-"""The resulting user or API key (its last state, if it was removed), or the error that rejects the command.
+Result = User | UserChange | ApiKey | Link | Redemption
+"""The resulting user, API key or link (its last state, if it was removed).
 
-The outcome of `UpdateUser` is a `UserChange`."""
+The result of `UpdateUser` is a `UserChange`, and that of `RedeemLink` a `Redemption`."""
+Outcome = Result | Rejection
+"""The result of a command, or the error that rejects it."""

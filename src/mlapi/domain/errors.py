@@ -9,6 +9,8 @@ MlapiError
 ├── TooManyApiKeysError              the user has as many API keys as allowed
 ├── ManagerExistsError               the name of a manager is taken
 ├── ManagerNotFoundError             no manager has this name
+├── LinkNotFoundError                the one-time link is unknown, used, expired or ended
+├── LinkNotAllowedError              the state of the user does not allow a one-time link
 ├── UserReferencedError              rows in other tables refer to the user
 ├── ChangeRejectedError              a constraint or trigger in the database rejects the change
 ├── InvalidCredentialsError          unknown username or wrong password
@@ -103,6 +105,26 @@ class ApiKeyNotFoundError(MlapiError):
 
     def __str__(self) -> str:
         return "this API key does not exist"
+
+
+class LinkNotFoundError(MlapiError):
+    """Contains no data, so that clients cannot find out what was wrong with a one-time link."""
+
+    def __str__(self) -> str:
+        return "the link is unknown, was used or ended, or has expired: ask for a new one"
+
+
+@attrs.frozen
+class LinkNotAllowedError(MlapiError):
+    """The user could not use a one-time link in their ``state``: "active", "expired", "disabled" or "pending"."""
+
+    user_id: int
+    state: str
+
+    def __str__(self) -> str:
+        if self.state in {"disabled", "pending"}:
+            return f"user {self.user_id} is {self.state}: enable the user before you make a link"
+        return f"the e-mail address of user {self.user_id} needs no verification"
 
 
 @attrs.frozen

@@ -11,6 +11,7 @@ from mlapi.domain.attempts import Attempt, WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, IssuedToken, Principal, PrincipalId, TokenClaims
+from mlapi.domain.links import Link, LinkId
 from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, UserOrder
 
@@ -45,6 +46,21 @@ class AuditTrail(Protocol):
         ...
 
 
+class LinkRepository(Protocol):
+    """Reads and purges the one-time links that `UserRepository.apply` writes.
+
+    Every method raises `RepositoryUnavailableError` while the database is unavailable.
+    """
+
+    def find(self, link_id: LinkId) -> Link | None:
+        """Return the link with this id, or None. It may have expired, or have been ended by a change of its user."""
+        ...
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        """Delete at most ``limit`` links that expired before a time. Return how many were deleted."""
+        ...
+
+
 class PrincipalRepository(Protocol):
     """The part of a `UserRepository` that a guard uses."""
 
@@ -75,6 +91,8 @@ class UserRepository(Protocol):
         - A rejected command does not affect the others. Its outcome is an error that is returned, not raised.
         - A command sees the effects of those before it: it can update a user registered earlier in the batch.
         - Removing a user also removes the user's API keys.
+        - Removing a user, changing the e-mail address and redeeming a link remove all links of the user. If several
+          callers redeem links of a user concurrently, exactly one of them succeeds.
         - The audit entries that `mlapi.domain.audit.make_audit_entry` returns are written in the same transaction.
         - If a constraint or trigger of another application rejects a command, its outcome is a `UserReferencedError` or
           a `ChangeRejectedError`. To apply the others, the repository may split the batch into several transactions.
@@ -189,6 +207,11 @@ class UserRepository(Protocol):
     @property
     def audit(self) -> AuditTrail:
         """The audit trail of these users."""
+        ...
+
+    @property
+    def links(self) -> LinkRepository:
+        """The one-time links of these users."""
         ...
 
     def check(self) -> None:

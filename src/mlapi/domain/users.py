@@ -56,6 +56,10 @@ class EncryptedPassword:
     value: str = attrs.field(repr=False)
 
 
+NO_PASSWORD = EncryptedPassword("")
+"""The stored password of users who have none yet, and cannot log in. They set it with a one-time link."""
+
+
 @attrs.frozen(kw_only=True)
 class User:
     """A stored user. All times are in UTC.
@@ -89,6 +93,11 @@ class User:
             return "disabled" if self.pending is None else "pending"
         has_expired = self.expires_datetime is not None and self.expires_datetime <= at
         return "expired" if has_expired else "active"
+
+    @property
+    def has_password(self) -> bool:
+        """False for an invited user who has not set a password yet."""
+        return self.password != NO_PASSWORD
 
     @property
     def is_authenticated(self) -> bool:

@@ -12,6 +12,7 @@ from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, ApiKeyId, Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.links import Link, LinkId
 from mlapi.domain.plans import Plans
 from mlapi.domain.ports import Clock, PrincipalRepository
 from mlapi.domain.rules import EVERY_USER, UserFilter
@@ -95,10 +96,21 @@ class UnavailableAuditTrail:
         raise RepositoryUnavailableError("simulated outage")
 
 
+class UnavailableLinks:
+    """A `LinkRepository` that always raises `RepositoryUnavailableError`."""
+
+    def find(self, link_id: LinkId) -> Link | None:
+        raise RepositoryUnavailableError("simulated outage")
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        raise RepositoryUnavailableError("simulated outage")
+
+
 class UnavailableRepository:
     """A `UserRepository` that always raises `RepositoryUnavailableError`."""
 
     audit = UnavailableAuditTrail()
+    links = UnavailableLinks()
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         raise RepositoryUnavailableError("simulated outage")

@@ -1,4 +1,4 @@
-"""The contract suite for `UserRepository`, with its `AuditTrail`.
+"""The contract suite for `UserRepository`, with its `AuditTrail` and `LinkRepository`.
 
 A subclass provides the fixture ``repository``, an empty repository for each test:
 
@@ -11,6 +11,7 @@ A subclass provides the fixture ``repository``, an empty repository for each tes
 from mlapi.testing.api_keys import ApiKeyContract, PrincipalContract
 from mlapi.testing.audit_trail import AuditTrailContract
 from mlapi.testing.batches import BatchContract
+from mlapi.testing.links import LinkContract
 from mlapi.testing.user_commands import UserCommandContract
 from mlapi.testing.user_queries import UserQueryContract
 from mlapi.testing.user_updates import UserUpdateContract
@@ -24,5 +25,6 @@ class UserRepositoryContract(
     ApiKeyContract,
     PrincipalContract,
     AuditTrailContract,
+    LinkContract,
 ):
     """Every rule of the port. Each base class covers one topic."""

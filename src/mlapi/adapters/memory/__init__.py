@@ -10,12 +10,13 @@ from mlapi.adapters.memory.managers import InMemoryManagers
 from mlapi.adapters.memory.outbox import InMemoryOutbox
 from mlapi.adapters.memory.storage import InMemoryStorage
 from mlapi.adapters.memory.usage import InMemoryUsage
-from mlapi.adapters.memory.users import InMemoryAuditTrail, InMemoryUserRepository
+from mlapi.adapters.memory.users import InMemoryAuditTrail, InMemoryLinks, InMemoryUserRepository
 
 __all__ = [
     "InMemoryAllowances",
     "InMemoryAttempts",
     "InMemoryAuditTrail",
+    "InMemoryLinks",
     "InMemoryLogins",
     "InMemoryManagers",
     "InMemoryOutbox",

@@ -15,6 +15,7 @@ from mlapi.domain.commands import (
     AddApiKey,
     ApiKeyCommand,
     Command,
+    LinkCommand,
     Outcome,
     RecordApiKeyUse,
     Register,
@@ -30,6 +31,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
+from mlapi.domain.links import AddLink, Link, LinkId, Redemption
 from mlapi.domain.outbox import QueuedMail, make_queued_mails
 from mlapi.domain.rules import EVERY_USER, UserFilter, canonical_username, fold, sort_key
 from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
@@ -76,6 +78,33 @@ class InMemoryAuditTrail:
             return len(gone)
 
 
+class InMemoryLinks:
+    """A `LinkRepository` in memory."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._links: dict[LinkId, Link] = {}
+
+    def add(self, link: Link) -> None:
+        with self._lock:
+            self._links[link.id] = link
+
+    def find(self, link_id: LinkId) -> Link | None:
+        return self._links.get(link_id)
+
+    def remove_of_user(self, user_id: UserId) -> None:
+        self._remove([link for link in self._links.values() if link.user_id == user_id])
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        return self._remove([link for link in self._links.values() if link.expires_datetime < before][:limit])
+
+    def _remove(self, links: Sequence[Link]) -> int:
+        with self._lock:
+            for link in links:
+                self._links.pop(link.id, None)
+        return len(links)
+
+
 class InMemoryUserRepository:
     """A thread-safe `UserRepository` in memory."""
 
@@ -87,6 +116,7 @@ class InMemoryUserRepository:
         self._last_id = 0
         self.audit = InMemoryAuditTrail()
         self.outbox = InMemoryOutbox()
+        self.links = InMemoryLinks()
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         with self._lock:
@@ -182,6 +212,8 @@ class InMemoryUserRepository:
             outcome = self._update(command)
         elif isinstance(command, UserCommand):
             outcome = self._apply_to_users(command)
+        elif isinstance(command, LinkCommand):
+            outcome = self._apply_to_links(command)
         else:
             outcome = self._apply_to_api_keys(command)
         if (entry := make_audit_entry(command, outcome)) is not None:
@@ -203,6 +235,7 @@ class InMemoryUserRepository:
             del self._ids[canonical_username(stored.username)]
             for key in [key for key in self._api_keys.values() if key.user_id == stored.id]:
                 del self._api_keys[key.id]
+            self.links.remove_of_user(stored.id)
             return self._users.pop(stored.id)
         changed = command.apply_to(stored)
         if isinstance(changed, User):
@@ -219,6 +252,8 @@ class InMemoryUserRepository:
             self._ids[command.username_key] = stored.id
         change = command.apply_to(stored)
         self._users[stored.id] = change.after
+        if change.before.email != change.after.email:
+            self.links.remove_of_user(stored.id)
         return change
 
     def _add_api_key(self, command: AddApiKey) -> Outcome:
@@ -229,6 +264,19 @@ class InMemoryUserRepository:
             return TooManyApiKeysError(user_id, limit)
         self._api_keys[command.key.id] = command.key
         return command.key
+
+    def _apply_to_links(self, command: LinkCommand) -> Outcome:
+        stored = self._users.get(command.user_id)
+        if isinstance(command, AddLink):
+            outcome = UserNotFoundError(command.user_id) if stored is None else command.apply_to(stored)
+            if isinstance(outcome, Link):
+                self.links.add(outcome)
+            return outcome
+        redeemed = command.apply_to(self.links.find(command.link_id), stored)
+        if isinstance(redeemed, Redemption):
+            self.links.remove_of_user(command.user_id)
+            self._users[command.user_id] = redeemed.after
+        return redeemed
 
     def _apply_to_api_keys(self, command: ApiKeyCommand) -> Outcome:
         if isinstance(command, AddApiKey):

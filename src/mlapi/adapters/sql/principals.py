@@ -32,7 +32,7 @@ def is_storable_user_id(user_id: UserId) -> bool:
 
 
 def is_storable_key_id(key_id: str) -> bool:
-    """Return False for ids that no API key can have. Valid ids are ASCII, and PostgreSQL rejects NUL."""
+    """Return False for ids that no API key or link can have. Valid ids are ASCII, and PostgreSQL rejects NUL."""
     return key_id.isascii() and "\0" not in key_id
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import Column, ColumnElement, Select, and_, bindparam, false, fu
 from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.adapters.sql.database import BatchRejectedError, Database
 from mlapi.adapters.sql.dialect import Dialect
+from mlapi.adapters.sql.links import SqlLinks
 from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, read_api_key, read_user
 from mlapi.adapters.sql.tables import api_keys, users
@@ -60,6 +61,7 @@ class SqlUserRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.audit = SqlAuditTrail(database)
+        self.links = SqlLinks(database)
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         if not commands:

@@ -11,9 +11,10 @@ import attrs
 from sqlalchemy import Column, Table
 
 from mlapi.adapters.sql.row_readers import Convert, EntityT, Row, is_wrapped, row_reader
-from mlapi.adapters.sql.tables import api_keys, audit, managers, outbox, usage, users
+from mlapi.adapters.sql.tables import api_keys, audit, links, managers, outbox, usage, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.credentials import ApiKey
+from mlapi.domain.links import Link
 from mlapi.domain.managers import Manager
 from mlapi.domain.outbox import QueuedMail
 from mlapi.domain.usage import UsageRow
@@ -83,6 +84,7 @@ def _attribute(field: "attrs.Attribute[Any] | None", name: str) -> str:
 USER_COLUMNS = entity_columns(User, users)
 API_KEY_COLUMNS = entity_columns(ApiKey, api_keys)
 MANAGER_COLUMNS = entity_columns(Manager, managers)
+LINK_COLUMNS = entity_columns(Link, links)
 AUDIT_COLUMNS = entity_columns(AuditEntry, audit)
 MAIL_COLUMNS = entity_columns(QueuedMail, outbox)
 USAGE_COLUMNS = entity_columns(UsageRow, usage)
@@ -90,6 +92,7 @@ USAGE_COLUMNS = entity_columns(UsageRow, usage)
 read_user = row_reader(User)
 read_api_key = row_reader(ApiKey)
 read_manager = row_reader(Manager)
+read_link = row_reader(Link)
 read_audit_entry = row_reader(AuditEntry)
 read_mail = row_reader(QueuedMail)
 _read_usage = row_reader(UsageRow)

@@ -119,6 +119,13 @@ def _usage_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
 _CHANGED = ("username", "email", "updated_datetime", "expires_datetime", "plan", "metadata")
 CHANGE_USER = Update(users, {name: users.c[name].type for name in (*_CHANGED, "username_key")}, _changed_values)
 """The statement for `UpdateUser`. `change_row` returns the parameters."""
+_REDEEMED = ("password", "email", "enabled", "updated_datetime", "token_epoch", "pending")
+REDEEM_LINK = Update(
+    users,
+    {name: users.c[name].type for name in _REDEEMED},
+    lambda parameter: {name: parameter(name) for name in _REDEEMED},
+)
+"""The statement for `RedeemLink`. `redeemed_row` returns the parameters."""
 _SET_ENABLED = Update(users, {"enabled": Boolean(), "at": UtcDateTime(), "token_epoch": String()}, _enabled_values)
 _SET_PASSWORD = Update(
     users,
@@ -171,6 +178,12 @@ def change_row(command: UpdateUser, changed: User) -> dict[str, Any]:
         "id": changed.id,
         "username_key": command.username_key,
     }
+
+
+def redeemed_row(changed: User) -> dict[str, Any]:
+    """Return the parameters of `REDEEM_LINK` for the user after a `RedeemLink`."""
+    values = {name: getattr(changed, name) for name in _REDEEMED}
+    return {**values, "password": changed.password.value, "id": changed.id}
 
 
 def usage_row(command: RecordApiKeyUse) -> dict[str, Any]:

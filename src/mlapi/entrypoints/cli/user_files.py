@@ -23,7 +23,7 @@ MAX_LINE_BYTES = 64 * 1024
 PASSWORD_COLUMNS = ("password", "password_hash", "stored_password")
 _REQUIRED = {"username", "email"}
 _UNUSED = {"user_id", "updated_datetime"}  # exports contain these columns, but imports set new values
-_OPTIONAL = {"enabled", "created_datetime", "expires_datetime", "plan", "metadata"}
+_OPTIONAL = {"enabled", "created_datetime", "expires_datetime", "plan", "metadata", "pending"}
 _KNOWN = {*_REQUIRED, *PASSWORD_COLUMNS, *_OPTIONAL, *_UNUSED}
 _PASSWORD_CHOICES = f"one of {', '.join(PASSWORD_COLUMNS)}"
 _PASSWORD_ERROR = f"must have exactly {_PASSWORD_CHOICES}"
@@ -190,6 +190,7 @@ _EXPORTED: Mapping[str, Callable[[User], object]] = {
     "updated_datetime": lambda user: user.updated_datetime,
     "expires_datetime": lambda user: user.expires_datetime,
     "plan": lambda user: user.plan,
+    "pending": lambda user: user.pending,
     "metadata": lambda user: None if user.metadata.value is None else msgspec.Raw(user.metadata.value.encode()),
 }
 """The columns of an export, in order."""

@@ -10,8 +10,9 @@ from mlapi.application.batching import CommandBatcher
 from mlapi.application.deadlines import disconnect_check
 from mlapi.application.users import Users
 from mlapi.domain.addresses import rate_limit_key
-from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UpdateUser, UserChange, UserCommand
+from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, Result, UpdateUser, UserChange, UserCommand
 from mlapi.domain.credentials import ApiKey
+from mlapi.domain.links import AddLink, Link, RedeemLink, Redemption
 from mlapi.domain.ports import PasswordCipher, is_costly
 from mlapi.domain.users import User, UserId
 from mlapi.entrypoints.http.search_pool import SearchPool
@@ -117,7 +118,11 @@ class PoolExecutor:
     async def apply(self, command: UpdateUser) -> UserChange: ...
     @overload
     async def apply(self, command: ApiKeyCommand) -> ApiKey: ...
-    async def apply(self, command: Command) -> User | UserChange | ApiKey:
+    @overload
+    async def apply(self, command: AddLink) -> Link: ...
+    @overload
+    async def apply(self, command: RedeemLink) -> Redemption: ...
+    async def apply(self, command: Command) -> Result:
         return await self._commands.apply(command)
 
     def close(self) -> None:

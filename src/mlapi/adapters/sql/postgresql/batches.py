@@ -8,6 +8,7 @@ from mlapi.domain.commands import (
     AddApiKey,
     ApiKeyCommand,
     Command,
+    LinkCommand,
     Register,
     Remove,
     UpdateUser,
@@ -23,13 +24,13 @@ class Segment:
     """Commands by their position in the batch. Apply them by kind: updates, registrations, API keys, removals.
 
     Each `UpdateUser` is a segment of its own, because it may free a username or take one. So is each `AddApiKey` with a
-    limit, because it depends on the user's other API keys.
+    limit, which depends on the user's other API keys, and each command for a link, which depends on the user.
 
     The result is the same as applying them in order, because each user, name and API key occurs at most once, and no
     registration or API key command comes after a removal, which may free a name and deletes the user's API keys.
     """
 
-    single: tuple[int, UpdateUser | AddApiKey] | None = None
+    single: tuple[int, UpdateUser | AddApiKey | LinkCommand] | None = None
     updates: dict[int, UserUpdate] = attrs.field(factory=dict)
     registrations: dict[int, Register] = attrs.field(factory=dict)
     api_keys: dict[int, ApiKeyCommand] = attrs.field(factory=dict)
@@ -38,7 +39,9 @@ class Segment:
 
     def try_add(self, position: int, command: Command) -> bool:
         """Add a command and return True, or return False if it must go into the next segment."""
-        if isinstance(command, UpdateUser) or (isinstance(command, AddApiKey) and command.limit is not None):
+        if isinstance(command, UpdateUser | LinkCommand) or (
+            isinstance(command, AddApiKey) and command.limit is not None
+        ):
             if self._targets or self.single is not None:
                 return False
             self.single = position, command

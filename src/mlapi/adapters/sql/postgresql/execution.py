@@ -19,6 +19,7 @@ from mlapi.domain.commands import (
     AddApiKey,
     ApiKeyCommand,
     Command,
+    LinkCommand,
     Outcome,
     RecordApiKeyUse,
     Register,
@@ -34,6 +35,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
+from mlapi.domain.links import AddLink, Link, Redemption
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.outbox import make_queued_mails
 from mlapi.domain.usage import UsageRow
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 _MAX_REGISTER_ATTEMPTS = 5
 _UNIQUE_VIOLATION = "23505"
+
+_LOCKING = UserUpdate | UpdateUser | Remove | AddApiKey | LinkCommand
 
 Outcomes = dict[int, Outcome]
 """Outcomes by the position of their command in the batch."""
@@ -179,7 +183,7 @@ def _lock_users(connection: "BoundedConnection", commands: Sequence[Command]) ->
     Call this if several statements of the batch lock users. Otherwise two batches could deadlock, and the server
     resolves deadlocks only after its ``deadlock_timeout`` of one second.
     """
-    ids = {command.user_id for command in commands if isinstance(command, UserUpdate | UpdateUser | Remove | AddApiKey)}
+    ids = {command.user_id for command in commands if isinstance(command, _LOCKING)}
     storable = [user_id for user_id in ids if principals.is_storable_user_id(user_id)]
     connection.execute(sql.LOCK_USERS, {"ids": storable})
 
@@ -187,10 +191,7 @@ def _lock_users(connection: "BoundedConnection", commands: Sequence[Command]) ->
 def _apply_segment(connection: "BoundedConnection", segment: Segment, outcomes: Outcomes) -> None:
     if segment.single is not None:
         position, command = segment.single
-        if isinstance(command, UpdateUser):
-            outcomes[position] = _change(connection, command)
-        else:
-            outcomes[position] = _add_limited_api_key(connection, command)
+        outcomes[position] = _apply_single(connection, command)
         return
     _update(connection, segment.updates, outcomes)
     _register(connection, segment.registrations, outcomes)
@@ -207,6 +208,14 @@ def _apply_segment(connection: "BoundedConnection", segment: Segment, outcomes: 
     _update(connection, too_early, outcomes)
     _apply_to_api_keys(connection, segment.api_keys, registered, outcomes)
     _remove(connection, segment.removals, outcomes)
+
+
+def _apply_single(connection: "BoundedConnection", command: UpdateUser | AddApiKey | LinkCommand) -> Outcome:
+    if isinstance(command, UpdateUser):
+        return _change(connection, command)
+    if isinstance(command, AddApiKey):
+        return _add_limited_api_key(connection, command)
+    return _apply_to_link(connection, command)
 
 
 def _update(connection: "BoundedConnection", updates: Mapping[int, UserUpdate], outcomes: Outcomes) -> None:
@@ -232,7 +241,36 @@ def _change(connection: "BoundedConnection", command: UpdateUser) -> Outcome:
         return UserNotFoundError(command.user_id)
     change = command.apply_to(rows.read_user(found[0]))
     holder = _change_row(connection, statements.change_row(command, change.after))
-    return change if holder is None else UserExistsError(holder)
+    if holder is not None:
+        return UserExistsError(holder)
+    if change.before.email != change.after.email:
+        _remove_links(connection, [command.user_id])
+    return change
+
+
+def _apply_to_link(connection: "BoundedConnection", command: LinkCommand) -> Outcome:
+    """Lock the user, so that concurrent commands for links of one user take turns, and apply the command."""
+    found: Sequence[Row] = ()
+    if principals.is_storable_user_id(command.user_id):
+        found = connection.execute(sql.LOCKED_USER, {"id": command.user_id}, binary=True).fetchall()
+    user = rows.read_user(found[0]) if found else None
+    if isinstance(command, AddLink):
+        outcome = UserNotFoundError(command.user_id) if user is None else command.apply_to(user)
+        if isinstance(outcome, Link):
+            _execute(connection, sql.ADD_LINK, [outcome])
+        return outcome
+    found = ()
+    if principals.is_storable_key_id(command.link_id):
+        found = connection.execute(sql.LINK_BY_ID, {"id": command.link_id}, binary=True).fetchall()
+    redeemed = command.apply_to(rows.read_link(found[0]) if found else None, user)
+    if isinstance(redeemed, Redemption):
+        _remove_links(connection, [command.user_id])
+        _fetch(connection, sql.REDEEM_LINK, [statements.redeemed_row(redeemed.after)])
+    return redeemed
+
+
+def _remove_links(connection: "BoundedConnection", user_ids: Sequence[UserId]) -> None:
+    connection.execute(sql.REMOVE_LINKS, {"ids": list(user_ids)})
 
 
 def _change_row(connection: "BoundedConnection", new_row: dict[str, Any]) -> UserId | None:

@@ -37,7 +37,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert
 
 from mlapi.adapters.sql import statements
-from mlapi.adapters.sql.rows import API_KEY_COLUMNS, MANAGER_COLUMNS, USER_COLUMNS, inserted_columns
+from mlapi.adapters.sql.rows import API_KEY_COLUMNS, LINK_COLUMNS, MANAGER_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
 from mlapi.adapters.sql.tables import (
     REMOVED_WITH_USER,
@@ -45,6 +45,7 @@ from mlapi.adapters.sql.tables import (
     api_keys,
     attempts,
     audit,
+    links,
     managers,
     outbox,
     usage,
@@ -53,6 +54,7 @@ from mlapi.adapters.sql.tables import (
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
+from mlapi.domain.links import Link
 from mlapi.domain.outbox import QueuedMail
 from mlapi.domain.usage import MAX_COUNT
 
@@ -245,6 +247,10 @@ LOCKED_USER = _compile(select(*USER_COLUMNS).where(users.c.id == bindparam("id",
 CHANGE_USER = _compile_update(statements.CHANGE_USER)
 REMOVE_USER = _compile_remove_users()
 REMOVE_ROWS_OF_USERS = _compile_remove_rows_of_users()
+ADD_LINK = _compile_insert(Link, links)
+LINK_BY_ID = _compile(select(*LINK_COLUMNS).where(links.c.id == bindparam("id")))
+REDEEM_LINK = _compile_update(statements.REDEEM_LINK)
+REMOVE_LINKS = _compile(delete(links).where(links.c.user_id == any_(bindparam("ids", type_=ARRAY(BigInteger)))))
 USERS_BY_IDS = _compile(select(*USER_COLUMNS).where(users.c.id == any_(bindparam("ids", type_=ARRAY(BigInteger)))))
 USERS_BY_USERNAME_KEYS = _compile(
     select(users.c.username_key, *USER_COLUMNS).where(

@@ -14,13 +14,14 @@ from mlapi.adapters.sql.row_readers import Convert, Row, row_reader
 from mlapi.adapters.sql.sqlite import reading
 from mlapi.adapters.sql.sqlite import statements as sql
 from mlapi.adapters.sql.sqlite.times import encode_time
-from mlapi.adapters.sql.tables import UtcDateTime, api_keys, audit, outbox, users
+from mlapi.adapters.sql.tables import UtcDateTime, api_keys, audit, links, outbox, users
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import (
     AddApiKey,
     ApiKeyCommand,
     Command,
+    LinkCommand,
     Outcome,
     RecordApiKeyUse,
     Register,
@@ -30,6 +31,7 @@ from mlapi.domain.commands import (
 )
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import ApiKeyNotFoundError, TooManyApiKeysError, UserExistsError, UserNotFoundError
+from mlapi.domain.links import AddLink, Link, Redemption
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.outbox import QueuedMail, make_queued_mails
 from mlapi.domain.users import User, UserId, UsernameKey
@@ -40,6 +42,8 @@ def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[O
     outcomes = [
         _apply_to_api_key(connection, command)
         if isinstance(command, ApiKeyCommand)
+        else _apply_to_link(connection, command)
+        if isinstance(command, LinkCommand)
         else _apply_to_user(connection, command)
         for command in commands
     ]
@@ -117,7 +121,33 @@ def _change(connection: sqlite3.Connection, command: UpdateUser) -> Outcome:
         if holder in {None, command.user_id}:  # another constraint or a trigger rejects the change
             raise
         return UserExistsError(holder)
+    if change.before.email != change.after.email:
+        _remove_links(connection, command.user_id)
     return change
+
+
+def _apply_to_link(connection: sqlite3.Connection, command: LinkCommand) -> Outcome:
+    row = None
+    if is_storable_user_id(command.user_id):
+        row = _fetch_one(connection, sql.USER_BY_ID, {"id": command.user_id})
+    user = None if row is None else reading.read_user(row)
+    if isinstance(command, AddLink):
+        outcome = UserNotFoundError(command.user_id) if user is None else command.apply_to(user)
+        if isinstance(outcome, Link):
+            connection.execute(sql.INSERT_LINK, _link_row(outcome))
+        return outcome
+    row = None
+    if is_storable_key_id(command.link_id):
+        row = _fetch_one(connection, sql.LINK_BY_ID, {"id": command.link_id})
+    redeemed = command.apply_to(None if row is None else _read_link(row), user)
+    if isinstance(redeemed, Redemption):
+        _remove_links(connection, command.user_id)
+        _fetch_one(connection, sql.REDEEM_LINK, _encode_times(statements.redeemed_row(redeemed.after)))
+    return redeemed
+
+
+def _remove_links(connection: sqlite3.Connection, user_id: UserId) -> None:
+    connection.execute(sql.REMOVE_LINKS, {"id": user_id})
 
 
 def _apply_to_api_key(connection: sqlite3.Connection, command: ApiKeyCommand) -> Outcome:
@@ -179,4 +209,6 @@ _read_manager = row_reader(Manager, reading.decoder_of)
 _user_row = rows.row_writer(Register, users, _encoder_of)
 _api_key_row = rows.dict_writer(ApiKey, api_keys, _encoder_of)
 _mail_row = rows.row_writer(QueuedMail, outbox, _encoder_of)
+_link_row = rows.row_writer(Link, links, _encoder_of)
+_read_link = row_reader(Link, reading.decoder_of)
 _audit_row = rows.row_writer(AuditEntry, audit, _encoder_of)

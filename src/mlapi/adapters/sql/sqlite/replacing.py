@@ -177,6 +177,8 @@ def _edit(draft: Path, last_ids: Sequence[Row], used: Sequence[Row], *, end_toke
         connection.executemany(_ADD_LAST_ID, last_ids)
         # Keep counting the requests since the backup. Otherwise, the restore would grant them again.
         connection.executemany(_KEEP_USED, used)
+        # Links that were used or ended since the backup must not be valid again.
+        connection.execute("DELETE FROM mlapi_links")
         if end_tokens:
             connection.execute("UPDATE users SET token_epoch = new_epoch()")
         connection.execute("COMMIT")

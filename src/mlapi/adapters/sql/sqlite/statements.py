@@ -6,12 +6,13 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 
 from mlapi.adapters.sql import statements
-from mlapi.adapters.sql.rows import API_KEY_COLUMNS, MANAGER_COLUMNS, USER_COLUMNS, inserted_columns
+from mlapi.adapters.sql.rows import API_KEY_COLUMNS, LINK_COLUMNS, MANAGER_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import REMOVED_WITH_USER, api_keys, attempts, audit, managers, outbox, users
+from mlapi.adapters.sql.tables import REMOVED_WITH_USER, api_keys, attempts, audit, links, managers, outbox, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
+from mlapi.domain.links import Link
 from mlapi.domain.outbox import QueuedMail
 
 _NAMED = sqlite.dialect(paramstyle="named")
@@ -66,6 +67,10 @@ REMOVE_API_KEY = _compile(
 )
 
 MANAGERS_BY_TOKEN_IDS = _compile(select(*MANAGER_COLUMNS).where(managers.c.token_id.in_(_KEYS)))
+INSERT_LINK = _compile(_insert(Link, links), _POSITIONAL)
+LINK_BY_ID = _compile(select(*LINK_COLUMNS).where(links.c.id == bindparam("id")))
+REDEEM_LINK = _compile_update(statements.REDEEM_LINK)
+REMOVE_LINKS = _compile(delete(links).where(links.c.user_id == bindparam("id")))
 
 INSERT_AUDIT = _compile(_insert(AuditEntry, audit), _POSITIONAL)
 INSERT_MAIL = _compile(_insert(QueuedMail, outbox), _POSITIONAL)
