@@ -428,9 +428,9 @@ def test_every_setting_is_documented() -> None:
     sections = {field.name: field.type for field in attrs.fields(Settings) if field.type and attrs.has(field.type)}
 
     missing = [
-        f"{section}.{field.name}"
+        f"{section}.{field.name.removesuffix('_')}"
         for section, kind in sections.items()
         for field in attrs.fields(kind)
-        if f"{section}.{field.name}" not in text and f"`.{field.name}`" not in text
+        if f"{section}.{field.name.removesuffix('_')}" not in text and f"`.{field.name}`" not in text
     ]
     assert missing == []

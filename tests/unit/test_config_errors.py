@@ -27,7 +27,7 @@ from tests.sample_settings import (
 
 ALL_SECTIONS = (
     "the settings are profile, database, connection, secrets, passwords, tokens, logins, http, registration,"
-    " registrations, management, audit, usage, keys, account, logging, metrics, plans, default_plan"
+    " registrations, management, mail, audit, usage, keys, account, logging, metrics, plans, default_plan"
 )
 NOT_A_MAPPING = "must contain `key: value` lines"
 

@@ -10,16 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 from mlapi.config.files import read_mounted_value
-from mlapi.config.parsing import section_types
+from mlapi.config.parsing import section_fields, section_types
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.rules import has_lone_surrogate
 
 CONFIG_VARIABLE = "MLAPI_CONFIG"
 _PREFIX = "MLAPI_"
-_SECRET_SECTIONS = frozenset({"secrets", "connection", "database"})
+_SECRET_SECTIONS = frozenset({"secrets", "connection", "database", "mail"})
 # Kubernetes sets these variables in every container if a service is named mlapi or mlapi-*.
 # Among them, MLAPI_PORT is a URL. If it has another value, the user probably means a setting.
 _KUBERNETES_VARIABLE = re.compile(r"MLAPI_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_.+)?)|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)")
@@ -102,6 +100,6 @@ def _known_variables() -> Iterator[str]:
     yield CONFIG_VARIABLE
     yield from _TOP_LEVEL_VARIABLES
     for section, kind in section_types().items():
-        for key in () if kind is None else attrs.fields_dict(kind):
+        for key in () if kind is None else section_fields(kind):
             yield f"{_PREFIX}{section}__{key}".upper()
             yield f"{_PREFIX}{section}__{key}_file".upper()

@@ -51,6 +51,8 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
     url = tree.get("database", {}).get("url")
     if isinstance(url, str):
         tree = _merge(tree, {"database": {"url": resolve_database_url(url, folder)}})
+    if isinstance(templates := tree.get("mail", {}).get("templates"), str):
+        tree = _merge(tree, {"mail": {"templates": str(folder / templates)}})
     overrides = _load_overrides(environ)
     settings = attrs.evolve(
         parse_settings(_merge(tree, overrides)), folder=folder, file=file.absolute() if has_file else None
@@ -60,6 +62,7 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
     if not is_overridden and (error := find_moved_error(url, folder, file)) is not None:
         raise ConfigurationError(error)
     has_secrets = "secrets" in tree or "connection" in tree or "@" in str(url) or "password" in str(url)
+    has_secrets = has_secrets or "@" in str(tree.get("mail", {}).get("url"))
     if has_secrets and (error := find_secrets_error(file)) is not None:
         if settings.is_production:
             raise ConfigurationError(error)

@@ -56,8 +56,8 @@ def validate_keys(
         if value is not None and not isinstance(value, dict):
             raise ConfigurationError(f"{source}: {name} must contain `key: value` lines")
         for key in value or {}:
-            if key not in attrs.fields_dict(section):
-                raise unknown_key_error(source, f"{name}.", key, list(attrs.fields_dict(section)), find_similar)
+            if key not in (fields := section_fields(section)):
+                raise unknown_key_error(source, f"{name}.", key, list(fields), find_similar)
     return {name: value for name, value in tree.items() if value not in (None, {})}
 
 
@@ -96,9 +96,13 @@ def _parse_text(tree: dict[str, Any]) -> dict[str, Any]:
         parsed[name] = (
             (parse_plans(value) if name == "plans" else value)
             if section is None
-            else {key: _parse_value(key, attrs.fields_dict(section)[key].type, each) for key, each in value.items()}
+            else _parse_section(section_fields(section), value)
         )
     return parsed
+
+
+def _parse_section(fields: dict[str, "attrs.Attribute[Any]"], values: dict[str, Any]) -> dict[str, Any]:
+    return {fields[key].name: _parse_value(key, fields[key].type, value) for key, value in values.items()}
 
 
 def _parse_value(key: str, annotation: Any, value: object) -> object:  # noqa: ANN401 - any type
@@ -115,11 +119,12 @@ def _parse_value(key: str, annotation: Any, value: object) -> object:  # noqa: A
 def _describe_type_error(error: str) -> str:
     """Return an error of msgspec as a message that names the setting and says what its value must be."""
     message, _, path = error.partition(" - at ")
-    name, _, index = path.strip("`").removeprefix("$.").partition("[")
+    path, _, index = path.strip("`").removeprefix("$.").partition("[")
+    name = path.removesuffix("_")
     if (missing := _MISSING.match(message)) is not None:
         return f"{name}.{missing[1]} is missing"
     section, _, key = name.rpartition(".")
-    fields = attrs.fields_dict(section_types().get(section) or Settings)
+    fields = section_fields(section_types().get(section) or Settings)
     rule = _describe_type(str if index else fields[key].type)
     label = f"{name} (number {int(index.rstrip(']')) + 1})" if index else name
     if message.endswith("got `null`"):
@@ -134,6 +139,11 @@ def _describe_type(annotation: Any) -> str:  # noqa: ANN401 - any type
     if all(isinstance(choice, str) for choice in choices):
         return f"must be {' or '.join(choices)}"
     return _describe_type(choices[0])  # an optional setting
+
+
+def section_fields(section: type[Any]) -> dict[str, "attrs.Attribute[Any]"]:
+    """Return the fields of a section by their keys. A field has a final underscore if Python reserves the key."""
+    return {name.removesuffix("_"): field for name, field in attrs.fields_dict(section).items()}
 
 
 def section_types() -> dict[str, type[Any] | None]:

@@ -101,6 +101,11 @@ class HttpSettings:
 
     ``*`` allows every origin.
     """
+    public_url: str | None = None
+    """The address under which users reach the service, such as ``https://api.example.com``.
+
+    One-time links begin with it. None means the address of the request that makes the link.
+    """
 
     @property
     def trusted_networks(self) -> tuple[Network, ...]:
@@ -113,6 +118,18 @@ class HttpSettings:
 @attrs.frozen(kw_only=True)
 class RegistrationSettings:
     open: bool = True
+    verify_email: bool = False
+    """True keeps new users pending until they open a link in a mail. Needs ``mail.url``."""
+
+
+@attrs.frozen(kw_only=True)
+class MailSettings:
+    url: str | None = attrs.field(default=None, repr=False)
+    """The mail server. None means that no mail is sent."""
+    from_: str | None = None
+    """The address that sends the mail. The key in the file is ``from``."""
+    templates: str | None = None
+    """A folder with templates that replace the default ones. Relative to the folder of the configuration file."""
 
 
 @attrs.frozen(kw_only=True)
@@ -194,6 +211,7 @@ class Settings:
     registration: RegistrationSettings = RegistrationSettings()
     registrations: RegistrationLimitSettings = RegistrationLimitSettings()
     management: ManagementSettings = ManagementSettings()
+    mail: MailSettings = MailSettings()
     audit: AuditSettings = AuditSettings()
     usage: UsageSettings = UsageSettings()
     keys: KeySettings = KeySettings()

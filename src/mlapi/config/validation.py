@@ -6,6 +6,7 @@ import re
 
 import attrs
 
+from mlapi.config.mail import validate_mail
 from mlapi.config.plans import validate_default_plan
 from mlapi.config.settings import (
     MAX_KEYS_PER_USER,
@@ -30,6 +31,7 @@ _MAX_SCHEMA_NAME_BYTES = 63
 _SCHEMA_NAME = re.compile(r"[^\W\d][\w-]*")
 _BEARER_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, 2.1
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+_PUBLIC_URL = re.compile(r"https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?(/[A-Za-z0-9._~-]+)*")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 # The key in the Fernet specification's test vectors, which tutorials copy.
 _PUBLISHED_KEYS = frozenset({"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="})
@@ -56,6 +58,8 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
             "http.trusted_proxies must be IP addresses or networks, for example 10.0.0.0/8, or unix for a Unix socket"
         ) from None
     _validate_cors_origins(settings.http.cors_origins)
+    if settings.http.public_url is not None:
+        _validate_public_url(settings.http.public_url)
     if settings.registrations_per_address < 0:
         raise ConfigurationError("registrations.per_address must be 1 or more, or 0 for no limit")
     _validate_retention(settings)
@@ -72,6 +76,7 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
     if settings.passwords.min_length is not None and not 0 < settings.passwords.min_length <= MAX_PASSWORD_CHARS:
         raise ConfigurationError(f"passwords.min_length must be from 1 to {MAX_PASSWORD_CHARS}")
     validate_default_plan(settings)
+    validate_mail(settings)
     _validate_secrets(settings.secrets, prefix)
 
 
@@ -121,6 +126,13 @@ def _validate_tokens(tokens: TokenSettings) -> None:
         value = getattr(tokens, name)
         if not 0 < len(value) <= MAX_TOKEN_NAME_CHARS or not (value.isascii() and value.isprintable()):
             raise ConfigurationError(f"tokens.{name} must be 1 to {MAX_TOKEN_NAME_CHARS} printable ASCII characters")
+
+
+def _validate_public_url(url: str) -> None:
+    if not _PUBLIC_URL.fullmatch(url):
+        raise ConfigurationError(
+            "http.public_url must be an address such as https://api.example.com: in lower case, without a slash at the end"
+        )
 
 
 def _validate_cors_origins(origins: tuple[str, ...]) -> None:
