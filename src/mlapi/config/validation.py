@@ -131,7 +131,7 @@ def _validate_tokens(tokens: TokenSettings) -> None:
 def _validate_public_url(url: str) -> None:
     if not _PUBLIC_URL.fullmatch(url):
         raise ConfigurationError(
-            "http.public_url must be an address such as https://api.example.com: in lower case, without a slash at the end"
+            "http.public_url must be an address such as https://api.example.com: lower case, and no slash at the end"
         )
 
 
