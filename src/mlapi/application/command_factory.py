@@ -185,6 +185,11 @@ class CommandFactory:
     def prepare_remove_api_key(self, key_id: ApiKeyId, *, owner: UserId | None = None) -> RemoveApiKey:
         return RemoveApiKey(key_id=key_id, owner=owner, at=self._clock(), actor=self.actor)
 
+    @property
+    def password_rules(self) -> list[str]:
+        """The rules for new passwords, as sentences."""
+        return self._password_policy.describe()
+
     def validate_password(self, password: str, *, field: str = "password") -> None:
         """Raise `InvalidFieldsError` for ``field`` if a password violates the policy."""
         InvalidFieldsError.raise_for([(field, self._password_policy.find_error(password))])
@@ -215,16 +220,29 @@ class CommandFactory:
         )
 
     def prepare_api_key(
-        self, *, user_id: UserId, name: str, expires_datetime: datetime | None, limit: int | None = None
+        self,
+        *,
+        user_id: UserId,
+        name: str,
+        expires_datetime: datetime | None,
+        limit: int | None = None,
+        secret: str | None = None,
     ) -> tuple[AddApiKey, str]:
-        """Return a command that adds a new API key, and the secret that clients send. See `AddApiKey` for ``limit``.
+        """Return a command that adds a new API key, and the secret that clients send.
+
+        Args:
+            user_id: the owner of the key.
+            name: a label to recognize the key by in a list.
+            expires_datetime: when the key expires; None for never.
+            limit: see `AddApiKey`.
+            secret: the secret, in the form that `generate_api_key` returns; by default a new one.
 
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
         """
         now = self._clock()
         validate_api_key_fields(name=name, expires_datetime=expires_datetime, now=now)
-        secret = generate_api_key()
+        secret = secret or generate_api_key()
         presented = parse_api_key(secret)
         key = ApiKey(
             id=presented.id,

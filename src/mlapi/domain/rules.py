@@ -152,6 +152,15 @@ class PasswordPolicy:
     common: frozenset[str] = attrs.field(default=frozenset(), repr=False)
     words: frozenset[str] = attrs.field(default=frozenset(), repr=False)
 
+    def describe(self) -> list[str]:
+        """Return the rules as sentences, for the people who choose a password."""
+        rules = [f"At least {self.min_chars} characters."] if self.min_chars > 1 else []
+        if self.common:
+            rules.append("Not a common password, such as one from a list of leaked passwords.")
+        if self.words:
+            rules.append("Not only words such as password, user or admin.")
+        return [*rules, "Any characters, including spaces. Long passwords are safer than complicated ones."]
+
     def find_error(self, password: object) -> str | None:
         """Return the rule that a password violates, or None."""
         error = find_text_error(password, MAX_PASSWORD_CHARS)

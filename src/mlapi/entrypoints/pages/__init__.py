@@ -15,6 +15,7 @@ All pages work without JavaScript. If JavaScript is enabled, htmx updates parts 
 
 from mlapi.entrypoints.pages.app import PagesApp, site_routes
 from mlapi.entrypoints.pages.notices import Notice, Undo
+from mlapi.entrypoints.pages.one_time import redirect_with_secret, take_secret
 from mlapi.entrypoints.pages.rendering import error_page, redirect, render_page
 from mlapi.entrypoints.pages.request import AccessRule, PageRequest, PageSession, PublicAccess, Site
 
@@ -29,6 +30,8 @@ __all__ = [
     "Undo",
     "error_page",
     "redirect",
+    "redirect_with_secret",
     "render_page",
     "site_routes",
+    "take_secret",
 ]

@@ -13,6 +13,7 @@ _FILES = StaticFiles(
     {
         "pages.css": ("pages/static/pages.css", "text/css"),
         "icon.svg": ("pages/static/icon.svg", "image/svg+xml; charset=utf-8"),
+        "copy.js": ("pages/static/copy.js", "text/javascript"),
         "htmx.min.js": ("static/htmx/htmx.min.js", "text/javascript"),
     }
 )

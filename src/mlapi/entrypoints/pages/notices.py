@@ -88,7 +88,7 @@ class Notices:
     """
 
     def __init__(self, key: bytes, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+        self.clock = clock
         self._cookies: SignedValue[Notice] = SignedValue(Notice, key, b"mlapi notice", clock)
         self._fields: SignedValue[_Rendered] = SignedValue(_Rendered, key, b"mlapi rendered notice", clock)
 
@@ -105,7 +105,7 @@ class Notices:
 
     def sign_rendered(self, notice: Notice) -> str:
         """Return a form field for the page that shows a notice now."""
-        return self._fields.dump((notice, int(self._clock() * 1000)))
+        return self._fields.dump((notice, int(self.clock() * 1000)))
 
     def find_repeated(self, field: str) -> Notice | None:
         """Return the notice in a form field, or None if its page was rendered more than `SETTLE_SECONDS` ago."""
@@ -113,7 +113,7 @@ class Notices:
         if signed is None:
             return None
         (notice, rendered_ms), _ = signed
-        return notice if self._clock() - rendered_ms / 1000 < SETTLE_SECONDS else None
+        return notice if self.clock() - rendered_ms / 1000 < SETTLE_SECONDS else None
 
 
 @attrs.frozen
