@@ -25,6 +25,7 @@ from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import Register, Rejection, UpdateUser, UserChange
 from mlapi.domain.credentials import Principal, PrincipalId, TokenClaims
 from mlapi.domain.expiry import Extension
+from mlapi.domain.lists import ListedUser, ListPosition
 from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.users import EncryptedPassword, UsernameKey, UserOrder
 from mlapi.entrypoints.admin import AdminPolicy
@@ -118,19 +119,19 @@ class RepeatingTheLastUser(InMemoryUserRepository):
 
 
 class SortingByIdOnly(InMemoryUserRepository):
-    def list_sorted(self, order: UserOrder, **options: Any) -> list[User]:
+    def list_sorted(self, order: UserOrder, **options: Any) -> list[ListedUser]:
         return super().list_sorted("id" if order == "name" else order, **options)
 
 
 class SortedPagesThatNeverEnd(InMemoryUserRepository):
     """Ignores ``after`` if its user has been removed."""
 
-    def list_sorted(self, order: UserOrder, *, after: User | None = None, **options: Any) -> list[User]:
-        return super().list_sorted(order, after=after if after in self._users.values() else None, **options)
+    def list_sorted(self, order: UserOrder, *, after: ListPosition | None = None, **options: Any) -> list[ListedUser]:
+        return super().list_sorted(order, after=after if after and self.has(after.user_id) else None, **options)
 
 
 class UnfilteredSorting(InMemoryUserRepository):
-    def list_sorted(self, order: UserOrder, *, matching: UserFilter = EVERY_USER, **options: Any) -> list[User]:
+    def list_sorted(self, order: UserOrder, *, matching: UserFilter = EVERY_USER, **options: Any) -> list[ListedUser]:
         return super().list_sorted(order, **options)
 
 

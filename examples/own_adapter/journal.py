@@ -258,8 +258,8 @@ class JournaledOutbox(InMemoryOutbox):
 class JournaledUserRepository(InMemoryUserRepository):
     """A `UserRepository` that writes commands to a journal before it applies them in memory."""
 
-    def __init__(self, journal: Journal) -> None:
-        super().__init__()
+    def __init__(self, journal: Journal, usage: InMemoryUsage | None = None) -> None:
+        super().__init__(usage)
         self._journal = journal
         self.audit = JournaledAuditTrail(journal)
         self.managers = JournaledManagers(journal, self.audit)

@@ -38,12 +38,12 @@ class JournalStorage:
 
     def __init__(self, path: Path) -> None:
         self._journal = Journal(path.absolute())
-        self.users = JournaledUserRepository(self._journal)
+        self.usage = JournaledUsage(self._journal)
+        self.users = JournaledUserRepository(self._journal, self.usage)
         self.managers = self.users.managers
         self.allowances = JournaledAllowances(self._journal, self.users.has)
         self.attempts = InMemoryAttempts()
         self.logins = InMemoryLogins(self.users.has)
-        self.usage = JournaledUsage(self._journal)
         self.outbox = self.users.outbox
         self.files = (self._journal.path,)
         self.secrets_folder = self._journal.path.parent

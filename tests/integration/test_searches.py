@@ -15,7 +15,7 @@ from mlapi import UserId
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.adapters.sql.schema import upgrade
-from mlapi.adapters.sql.tables import users as users_table
+from mlapi.adapters.sql.user_lists import ListQuery
 from mlapi.domain.errors import SearchUnavailableError, ServiceUnavailableError
 from mlapi.domain.metadata import Metadata
 from mlapi.domain.rules import UserFilter
@@ -269,15 +269,16 @@ def test_metadata_is_found_through_the_index(postgres_database: Database, text: 
     matching = UserFilter(metadata=("customer", text))
     found = repository.list_page(after=UserId(0), limit=10, matching=matching)
     listed = repository.list_sorted("created", limit=10, matching=matching)
-    plan = explain_select(postgres_database, repository, matching)
+    plan = explain_select(postgres_database, matching)
 
-    assert found == listed == ([ada] if text == "cus_7" else [])
+    assert found == [each.user for each in listed] == ([ada] if text == "cus_7" else [])
     assert "ix_users_metadata" in plan
     assert "Seq Scan" not in plan
 
 
-def explain_select(database: Database, repository: SqlUserRepository, matching: UserFilter) -> str:
-    query = repository._select(matching).order_by(users_table.c.id).limit(10)
+def explain_select(database: Database, matching: UserFilter) -> str:
+    listing = ListQuery(dialect=database.dialect, order="id", matching=matching)
+    query = listing._select(None, None, has_value=True, backward=False).limit(10)
     with database.reading() as connection:
         statement = query.compile(connection, compile_kwargs={"render_postcompile": True})
         return "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", statement.params).scalars())

@@ -115,6 +115,6 @@ def test_list_without_text_needs_no_scan(users: Users) -> None:
 def test_sorted_users_are_read_in_pages(users: Users, limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_search, "MAX_SORTED_PAGE", 3)
 
-    found = [user.username for user in iterate_sorted(users, "name", descending=True, limit=limit)]
+    found = [listed.user.username for listed in iterate_sorted(users, "name", descending=True, limit=limit)]
 
     assert found == ["nevada", "eve", "canada", "bob", "Adam", "adalbert", "ada"][:limit]

@@ -11,6 +11,7 @@ from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.links import Link, LinkId
+from mlapi.domain.lists import ListedUser, ListPosition, StateCounts
 from mlapi.domain.managers import (
     Manager,
     ManagerCommand,
@@ -273,11 +274,14 @@ class PreparedRepository:
         order: UserOrder,
         *,
         descending: bool = False,
-        after: User | None = None,
+        after: ListPosition | None = None,
+        before: ListPosition | None = None,
         limit: int,
         matching: UserFilter = EVERY_USER,
-    ) -> list[User]:
-        return self._prepared().list_sorted(order, descending=descending, after=after, limit=limit, matching=matching)
+    ) -> list[ListedUser]:
+        return self._prepared().list_sorted(
+            order, descending=descending, after=after, before=before, limit=limit, matching=matching
+        )
 
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
         return self._prepared().find_by_prefix(prefix, limit=limit)
@@ -285,8 +289,11 @@ class PreparedRepository:
     def find_by_email(self, email: str, *, limit: int) -> list[User]:
         return self._prepared().find_by_email(email, limit=limit)
 
-    def count(self) -> int:
-        return self._prepared().count()
+    def count(self, matching: UserFilter = EVERY_USER, *, limit: int | None = None) -> int:
+        return self._prepared().count(matching, limit=limit)
+
+    def count_states(self, at: datetime) -> StateCounts:
+        return self._prepared().count_states(at)
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return self._prepared().find_principals(ids)

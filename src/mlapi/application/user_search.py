@@ -12,6 +12,7 @@ from typing import final
 import attrs
 
 from mlapi.application.users import Users
+from mlapi.domain.lists import ListedUser, ListPosition
 from mlapi.domain.rules import EVERY_USER, UserFilter, fold
 from mlapi.domain.users import User, UserId, UserOrder
 
@@ -106,7 +107,7 @@ def iterate_sorted(
     descending: bool = False,
     limit: int | None = None,
     matching: UserFilter = EVERY_USER,
-) -> Iterator[User]:
+) -> Iterator[ListedUser]:
     """Yield the matching users in any order, at most ``limit``. See `Users.list_page` for the arguments.
 
     Raises:
@@ -119,4 +120,4 @@ def iterate_sorted(
         yield from page
         if len(page) < size:
             return
-        last, remaining = page[-1], remaining - size
+        last, remaining = ListPosition.of(order, page[-1]), remaining - size

@@ -12,6 +12,7 @@ from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, IssuedToken, Principal, PrincipalId, TokenClaims
 from mlapi.domain.links import Link, LinkId
+from mlapi.domain.lists import ListedUser, ListPosition, StateCounts
 from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, UserOrder
 
@@ -147,19 +148,26 @@ class UserRepository(Protocol):
         order: UserOrder,
         *,
         descending: bool = False,
-        after: User | None = None,
+        after: ListPosition | None = None,
+        before: ListPosition | None = None,
         limit: int,
         matching: UserFilter = EVERY_USER,
-    ) -> list[User]:
-        """Return a page of users in any order. It may have to read every user.
+    ) -> list[ListedUser]:
+        """Return a page of users in any order, with their activity. Only the order ``updated`` may read every user.
 
         Args:
-            order: names are sorted by their canonical form. Users with equal values are sorted by id.
-            descending: reverse the order, including the order of users with equal values.
-            after: the last user of the previous page, as it was returned; None for the first page. The user may have
-                been changed or removed since.
-            limit: maximum number of users to return. Only the last page may contain fewer.
-            matching: see `list_page`.
+            order: names are sorted by their canonical form. Users with equal values are sorted by id. Users without a
+                value come last in both directions, sorted by id.
+            descending: reverse the order, including the order of users with equal values and without a value.
+            after: the position of the last user of the previous page. The user may have been changed or removed since.
+            before: the position of the first user of the next page. Pass at most one of ``after`` and ``before``.
+                Without both, return the first page.
+            limit: maximum number of users to return. Only the last page may contain fewer, or with ``before`` the first
+                one.
+            matching: see `list_page`. Its time ``at`` decides which month is shown.
+
+        Raises:
+            SearchUnavailableError: see `list_page`.
         """
         ...
 
@@ -181,8 +189,20 @@ class UserRepository(Protocol):
         """
         ...
 
-    def count(self) -> int:
-        """Return the number of users."""
+    def count(self, matching: UserFilter = EVERY_USER, *, limit: int | None = None) -> int:
+        """Return the number of users that match, or ``limit`` if there are more.
+
+        Raises:
+            SearchUnavailableError: see `list_page`.
+        """
+        ...
+
+    def count_states(self, at: datetime) -> StateCounts:
+        """Return the number of users in each state at this time, all counted at the same moment.
+
+        Raises:
+            SearchUnavailableError: see `list_page`.
+        """
         ...
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:

@@ -1,4 +1,4 @@
-"""The rules for usernames, e-mail addresses and passwords, and how lists of users are filtered and sorted.
+"""The rules for usernames, e-mail addresses and passwords, and how lists of users are filtered.
 
 The rules apply to new values only, so that rows stored before a rule existed stay readable.
 """
@@ -10,7 +10,7 @@ from datetime import datetime
 import attrs
 
 from mlapi.domain.errors import InvalidFieldsError
-from mlapi.domain.users import User, UserId, UsernameKey, UserOrder, UserState, to_utc, utc_now
+from mlapi.domain.users import User, UsernameKey, UserState, to_utc, utc_now
 
 MAX_USERNAME_CHARS = 254
 """Limits both the original and the canonical form. Long enough for e-mail addresses, which many use as usernames."""
@@ -63,7 +63,9 @@ class UserFilter:
         state: the user's state at ``at``.
         expires_before: matches users whose access expires before this time, or has already expired.
         metadata: a key and the text of its value; see `Metadata.has`.
-        at: the time for ``state``; None for the current time.
+        plans: the names of plans. None among them matches users without a plan of their own.
+        email: the whole e-mail address. Ignores the case of at least ASCII letters.
+        at: the time for ``state``, and in the month that is shown; None for the current time.
     """
 
     enabled: bool | None = None
@@ -71,11 +73,13 @@ class UserFilter:
     state: UserState | None = None
     expires_before: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
     metadata: tuple[str, str] | None = attrs.field(default=None, repr=False)
+    plans: frozenset[str | None] | None = None
+    email: str | None = attrs.field(default=None, repr=False)
     at: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
 
     @property
     def state_time(self) -> datetime:
-        """The time for ``state``."""
+        """The time for ``state``, and in the month that is shown."""
         return self.at or utc_now()
 
     def matches(self, user: User) -> bool:
@@ -86,20 +90,13 @@ class UserFilter:
             and self.state in {None, user.state_at(self.state_time)}
             and (limit is None or (expiry is not None and expiry < limit))
             and (self.metadata is None or user.metadata.has(*self.metadata))
+            and (self.plans is None or user.plan in self.plans)
+            and (self.email is None or self.email.lower() == user.email.lower())
             and (self.containing in fold(user.username) or self.containing in user.email.lower())
         )
 
 
 EVERY_USER = UserFilter()
-
-
-def sort_key(order: UserOrder, user: User) -> tuple[UserId | str | datetime, UserId]:
-    """Return the values by which a list of users in this order is sorted. Names are sorted in canonical form."""
-    if order == "id":
-        return user.id, user.id
-    if order == "name":
-        return fold(user.username), user.id
-    return (user.created_datetime if order == "created" else user.updated_datetime), user.id
 
 
 def find_username_error(username: object) -> str | None:

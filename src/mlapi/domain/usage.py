@@ -4,13 +4,14 @@ Usage outlives its user and API key, so it contains their ids but no personal da
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from typing import Protocol, Self
 
 import attrs
 
 from mlapi.domain.credentials import ApiKey, ApiKeyId
+from mlapi.domain.lists import month_of
 from mlapi.domain.users import MAX_USER_ID, UserId, to_utc
 
 MAX_COUNT = 2**53 - 1
@@ -82,6 +83,46 @@ class UsageRow:
         )
 
 
+@attrs.frozen(kw_only=True)
+class Activity:
+    """The latest request of a user, and the number of requests in the latest month with requests."""
+
+    user_id: UserId
+    seen_datetime: datetime
+    month: int
+    requests: int
+
+    @classmethod
+    def from_row(cls, row: UsageRow) -> Self:
+        return cls(
+            user_id=row.user_id,
+            seen_datetime=row.seen_datetime,
+            month=month_of(row.day),
+            requests=row.requests,
+        )
+
+    def plus(self, other: "Activity") -> "Activity":
+        """Return the sum for the same user. Requests of an earlier month are not counted."""
+        month = max(self.month, other.month)
+        requests = sum(each.requests for each in (self, other) if each.month == month)
+        return attrs.evolve(
+            self,
+            seen_datetime=max(self.seen_datetime, other.seen_datetime),
+            month=month,
+            requests=min(requests, MAX_COUNT),
+        )
+
+
+def sum_activity(rows: Iterable[UsageRow]) -> list[Activity]:
+    """Return the activity in rows of usage: one for each user, sorted by id."""
+    found: dict[UserId, Activity] = {}
+    for row in rows:
+        each = Activity.from_row(row)
+        stored = found.get(row.user_id)
+        found[row.user_id] = each if stored is None else stored.plus(each)
+    return sorted(found.values(), key=lambda each: each.user_id)
+
+
 @attrs.frozen
 class DayRange:
     """The days from ``first`` to ``last``, both included, in UTC."""
@@ -136,6 +177,8 @@ class UsageRepository(Protocol):
 
     def add(self, rows: Sequence[UsageRow]) -> None:
         """Add the requests and units of each row to the stored row with the same position, in one durable transaction.
+
+        The same transaction adds the rows to the activity that `UserRepository.list_sorted` returns.
 
         The stored row keeps the later ``seen_datetime``. A sum above `MAX_COUNT` is stored as `MAX_COUNT`. Concurrent
         calls do not lose each other's counts, and do not deadlock.

@@ -12,8 +12,10 @@ UserId = NewType("UserId", int)
 UsernameKey = NewType("UsernameKey", str)
 """A username in canonical form, which is unique. Only `mlapi.domain.rules.canonical_username` creates one."""
 
-UserOrder = Literal["id", "name", "created", "updated"]
-"""The sort order of a list of users. Users with equal values are sorted by id."""
+UserOrder = Literal["id", "name", "created", "updated", "expires", "seen", "usage"]
+"""The sort order of a list of users. Users with equal values are sorted by id.
+
+``seen`` is the time of the latest request, and ``usage`` the number of requests in this month, in UTC."""
 
 UserState = Literal["active", "disabled", "expired", "pending"]
 """Whether a user has access. Users without `enabled` are "pending" or "disabled", even if their access has expired."""

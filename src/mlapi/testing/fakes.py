@@ -13,6 +13,7 @@ from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, ApiKeyId, Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.links import Link, LinkId
+from mlapi.domain.lists import ListedUser, ListPosition, StateCounts
 from mlapi.domain.plans import Plans
 from mlapi.domain.ports import Clock, PrincipalRepository
 from mlapi.domain.rules import EVERY_USER, UserFilter
@@ -132,10 +133,11 @@ class UnavailableRepository:
         order: UserOrder,
         *,
         descending: bool = False,
-        after: User | None = None,
+        after: ListPosition | None = None,
+        before: ListPosition | None = None,
         limit: int,
         matching: UserFilter = EVERY_USER,
-    ) -> list[User]:
+    ) -> list[ListedUser]:
         raise RepositoryUnavailableError("simulated outage")
 
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
@@ -144,7 +146,10 @@ class UnavailableRepository:
     def find_by_email(self, email: str, *, limit: int) -> list[User]:
         raise RepositoryUnavailableError("simulated outage")
 
-    def count(self) -> int:
+    def count(self, matching: UserFilter = EVERY_USER, *, limit: int | None = None) -> int:
+        raise RepositoryUnavailableError("simulated outage")
+
+    def count_states(self, at: datetime) -> StateCounts:
         raise RepositoryUnavailableError("simulated outage")
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:

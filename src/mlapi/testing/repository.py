@@ -13,6 +13,7 @@ from mlapi.testing.audit_trail import AuditTrailContract
 from mlapi.testing.batches import BatchContract
 from mlapi.testing.links import LinkContract
 from mlapi.testing.user_commands import UserCommandContract
+from mlapi.testing.user_lists import UserListContract
 from mlapi.testing.user_queries import UserQueryContract
 from mlapi.testing.user_updates import UserUpdateContract
 
@@ -22,6 +23,7 @@ class UserRepositoryContract(
     UserUpdateContract,
     BatchContract,
     UserQueryContract,
+    UserListContract,
     ApiKeyContract,
     PrincipalContract,
     AuditTrailContract,

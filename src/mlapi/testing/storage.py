@@ -39,6 +39,7 @@ from mlapi.testing.outbox import OutboxContract
 from mlapi.testing.repository import UserRepositoryContract
 from mlapi.testing.samples import LATER, NOON, registered, registration, with_api_key
 from mlapi.testing.usage import UsageRepositoryContract, row
+from mlapi.testing.user_lists import ActivityListContract
 
 OpenStorage = Callable[[], Storage]
 
@@ -54,6 +55,7 @@ class StorageContract(
     UsageRepositoryContract,
     OutboxContract,
     LoginsContract,
+    ActivityListContract,
 ):
     forgets = False
     """Set this to True for a storage that loses everything when it is closed, such as mlapi's in-memory storage."""

@@ -30,11 +30,11 @@ class InMemoryStorage:
     secrets_folder: Path | None = None
 
     def __init__(self) -> None:
-        self.users = InMemoryUserRepository()
+        self.usage = InMemoryUsage()
+        self.users = InMemoryUserRepository(self.usage)
         self.managers = InMemoryManagers(self.users.audit)
         self.attempts = InMemoryAttempts()
         self.allowances = InMemoryAllowances(self.users.has)
-        self.usage = InMemoryUsage()
         self.outbox = self.users.outbox
         self.logins = InMemoryLogins(self.users.has)
         self._lock = new_lock()

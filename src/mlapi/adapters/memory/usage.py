@@ -5,8 +5,9 @@ from datetime import date, datetime
 from itertools import groupby
 from operator import attrgetter
 
-from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRow, UserTotal
-from mlapi.domain.users import MAX_USER_ID, UserId
+from mlapi.domain.lists import ListedUser, month_of
+from mlapi.domain.usage import Activity, DailyUsage, UsagePosition, UsageRow, UserTotal
+from mlapi.domain.users import MAX_USER_ID, User, UserId
 from mlapi.forks import new_lock
 
 
@@ -16,6 +17,7 @@ class InMemoryUsage:
     def __init__(self) -> None:
         self._lock = new_lock()
         self._rows: dict[UsagePosition, UsageRow] = {}
+        self._activity: dict[UserId, Activity] = {}
 
     def add(self, rows: Sequence[UsageRow]) -> None:
         with self._lock:
@@ -24,6 +26,19 @@ class InMemoryUsage:
                     continue
                 stored = self._rows.get(row.position)
                 self._rows[row.position] = row if stored is None else stored.plus(row)
+                each, known = Activity.from_row(row), self._activity.get(row.user_id)
+                self._activity[row.user_id] = each if known is None else known.plus(each)
+
+    def list_activity(self, users: Sequence[User], at: datetime) -> list[ListedUser]:
+        """Return each user with the time of their latest request, and their requests in the month of this time."""
+        with self._lock:
+            found = [(user, self._activity.get(user.id)) for user in users]
+        return [
+            ListedUser(user)
+            if activity is None
+            else ListedUser(user, activity.seen_datetime, activity.requests if activity.month == month_of(at) else 0)
+            for user, activity in found
+        ]
 
     def list_page(
         self,

@@ -1,15 +1,15 @@
 """Users, their API keys and the audit trail in memory."""
 
 import time
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import cmp_to_key
 
 import attrs
 
 from mlapi.adapters.memory.outbox import InMemoryOutbox
+from mlapi.adapters.memory.usage import InMemoryUsage
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount, make_audit_entry
 from mlapi.domain.commands import (
     AddApiKey,
@@ -32,8 +32,9 @@ from mlapi.domain.errors import (
     UserNotFoundError,
 )
 from mlapi.domain.links import AddLink, Link, LinkId, Redemption
+from mlapi.domain.lists import ListedUser, ListPosition, StateCounts
 from mlapi.domain.outbox import QueuedMail, make_queued_mails
-from mlapi.domain.rules import EVERY_USER, UserFilter, canonical_username, fold, sort_key
+from mlapi.domain.rules import EVERY_USER, UserFilter, canonical_username, fold
 from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
 from mlapi.forks import new_lock
 
@@ -106,9 +107,14 @@ class InMemoryLinks:
 
 
 class InMemoryUserRepository:
-    """A thread-safe `UserRepository` in memory."""
+    """A thread-safe `UserRepository` in memory.
 
-    def __init__(self) -> None:
+    Args:
+        usage: the activity of the users, for lists.
+    """
+
+    def __init__(self, usage: InMemoryUsage | None = None) -> None:
+        self._usage = InMemoryUsage() if usage is None else usage
         self._lock = new_lock()
         self._users: dict[UserId, User] = {}
         self._ids: dict[UsernameKey, UserId] = {}
@@ -153,15 +159,24 @@ class InMemoryUserRepository:
         order: UserOrder,
         *,
         descending: bool = False,
-        after: User | None = None,
+        after: ListPosition | None = None,
+        before: ListPosition | None = None,
         limit: int,
         matching: UserFilter = EVERY_USER,
-    ) -> list[User]:
-        found = sorted(self._select(matching), key=partial(sort_key, order))
-        if after is not None:
-            keys, last = [sort_key(order, user) for user in found], sort_key(order, after)
-            found = found[: bisect_left(keys, last)] if descending else found[bisect_right(keys, last) :]
-        return (found[::-1] if descending else found)[:limit]
+    ) -> list[ListedUser]:
+        found = self._usage.list_activity(self._select(matching), matching.state_time)
+        by_position = [(ListPosition.of(order, listed), listed) for listed in found]
+
+        def compare(first: tuple[ListPosition, object], second: tuple[ListPosition, object]) -> int:
+            return 1 if first[0].is_after(second[0], descending=descending) else -1
+
+        page = [
+            listed
+            for position, listed in sorted(by_position, key=cmp_to_key(compare))
+            if (after is None or position.is_after(after, descending=descending))
+            and (before is None or before.is_after(position, descending=descending))
+        ]
+        return page[:limit] if before is None else page[-limit:]
 
     def _select(self, matching: UserFilter, *, after: int = 0) -> list[User]:
         with self._lock:  # already sorted by id: ids only increase, and a dict keeps its insertion order
@@ -175,9 +190,14 @@ class InMemoryUserRepository:
         with self._lock:
             return [user for user in self._users.values() if user.email.lower() == email.lower()][:limit]
 
-    def count(self) -> int:
+    def count(self, matching: UserFilter = EVERY_USER, *, limit: int | None = None) -> int:
+        count = len(self._select(matching))
+        return count if limit is None else min(count, limit)
+
+    def count_states(self, at: datetime) -> StateCounts:
         with self._lock:
-            return len(self._users)
+            counts = Counter(user.state_at(at) for user in self._users.values())
+        return StateCounts(**{str(state): count for state, count in counts.items()})
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         with self._lock:

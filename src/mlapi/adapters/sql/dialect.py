@@ -19,6 +19,7 @@ from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.lists import StateCounts
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UsernameKey
@@ -34,6 +35,11 @@ class Dialect(Protocol[DriverConnectionT]):
     @property
     def supports_nowait(self) -> bool:
         """True if a read takes microseconds and `set_nowait` can keep it from waiting for locks."""
+        ...
+
+    @property
+    def plans_by_order(self) -> bool:
+        """True if the database must be told which index to read, because it does not know the number of rows."""
         ...
 
     @property
@@ -236,6 +242,18 @@ class Dialect(Protocol[DriverConnectionT]):
 
     def has_email(self, email: str) -> ColumnElement[bool]:
         """Return an SQL condition that is true for users with this address, which uses an index. Ignore ASCII case."""
+        ...
+
+    def is_disabled(self) -> ColumnElement[bool]:
+        """Return an SQL condition that an index of users who are not enabled supports. True for all of them."""
+        ...
+
+    def without_index(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Return a column in a form for which no index is used, if `plans_by_order` is True."""
+        ...
+
+    def count_states(self, connection: Connection, *, at: datetime) -> StateCounts:
+        """Return the number of users in each state."""
         ...
 
     def create_text_index(self, connection: Connection) -> None:

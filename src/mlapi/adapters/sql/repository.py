@@ -1,20 +1,20 @@
 """A user repository in SQLite or PostgreSQL."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 import attrs
-from sqlalchemy import Column, ColumnElement, Select, and_, bindparam, false, func, or_, select, tuple_
+from sqlalchemy import bindparam, select
 
+from mlapi.adapters.sql import user_lists
 from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.adapters.sql.database import BatchRejectedError, Database
-from mlapi.adapters.sql.dialect import Dialect
 from mlapi.adapters.sql.links import SqlLinks
 from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, read_api_key, read_user
 from mlapi.adapters.sql.tables import api_keys, users
+from mlapi.adapters.sql.user_lists import ListQuery
 from mlapi.domain.audit import make_audit_entry
 from mlapi.domain.commands import Command, Outcome, Remove
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
@@ -24,8 +24,9 @@ from mlapi.domain.errors import (
     UserNotFoundError,
     UserReferencedError,
 )
-from mlapi.domain.rules import EVERY_USER, UserFilter, sort_key
-from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey, UserOrder, UserState
+from mlapi.domain.lists import ListedUser, ListPosition, StateCounts
+from mlapi.domain.rules import EVERY_USER, UserFilter
+from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey, UserOrder
 
 _SELECT = select(*USER_COLUMNS).where(users.c.id == bindparam("by_id"))
 
@@ -35,15 +36,7 @@ _SELECT_BY_PREFIX = (
     .order_by(users.c.username_key)
     .limit(bindparam("limit"))
 )
-_SORTED_BY: dict[UserOrder, Column[Any]] = {
-    "id": users.c.id,
-    "name": users.c.username_key,
-    "created": users.c.created_datetime,
-    "updated": users.c.updated_datetime,
-}
 _LAST_CODE_POINT = "\U0010ffff"
-
-_COUNT = select(func.count()).select_from(users)
 _SELECT_API_KEYS = (
     select(*API_KEY_COLUMNS)
     .where(api_keys.c.user_id == bindparam("by_id"))
@@ -118,32 +111,24 @@ class SqlUserRepository:
     def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
         if after > MAX_USER_ID:
             return []
-        page = self._select(matching)
-        return self._read_page(page.where(users.c.id > after).order_by(users.c.id).limit(limit))
+        query = ListQuery(dialect=self._database.dialect, order="id", matching=matching)
+        position = ListPosition(after, after)
+        return self._database.browse(lambda connection: query.read_users(connection, after=position, limit=limit))
 
     def list_sorted(
         self,
         order: UserOrder,
         *,
         descending: bool = False,
-        after: User | None = None,
+        after: ListPosition | None = None,
+        before: ListPosition | None = None,
         limit: int,
         matching: UserFilter = EVERY_USER,
-    ) -> list[User]:
-        columns = [_SORTED_BY[order], users.c.id]
-        page = self._select(matching).limit(limit)
-        page = page.order_by(*(column.desc() if descending else column for column in columns))
-        if after is not None:
-            row, last = tuple_(*columns), sort_key(order, after)
-            page = page.where(row < last if descending else row > last)
-        return self._read_page(page)
-
-    def _select(self, matching: UserFilter) -> Select[Any]:
-        """Return a query for the users that match, in no particular order."""
-        return select(*USER_COLUMNS).where(*_conditions(matching, self._database.dialect))
-
-    def _read_page(self, page: Select[Any]) -> list[User]:
-        return [read_user(row) for row in self._database.browse(lambda connection: connection.execute(page).all())]
+    ) -> list[ListedUser]:
+        query = ListQuery(dialect=self._database.dialect, order=order, descending=descending, matching=matching)
+        return self._database.browse(
+            lambda connection: query.read_listed(connection, after=after, before=before, limit=limit)
+        )
 
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
         if not is_storable_text(prefix):
@@ -153,13 +138,14 @@ class SqlUserRepository:
         return sorted((read_user(row) for row in rows), key=lambda user: user.id)
 
     def find_by_email(self, email: str, *, limit: int) -> list[User]:
-        if not is_storable_text(email):
-            return []
-        page = select(*USER_COLUMNS).where(self._database.dialect.has_email(email)).order_by(users.c.id).limit(limit)
-        return self._read_page(page)
+        return self.list_page(after=UserId(0), limit=limit, matching=UserFilter(email=email))
 
-    def count(self) -> int:
-        return self._database.browse(lambda connection: connection.scalar(_COUNT) or 0)
+    def count(self, matching: UserFilter = EVERY_USER, *, limit: int | None = None) -> int:
+        dialect = self._database.dialect
+        return self._database.browse(lambda connection: user_lists.count(connection, matching, dialect, limit))
+
+    def count_states(self, at: datetime) -> StateCounts:
+        return self._database.browse(partial(self._database.dialect.count_states, at=at))
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return self._database.read_batch(partial(self._database.dialect.find_principals, ids=ids))
@@ -182,33 +168,6 @@ class SqliteUserRepository(SqlUserRepository):
     def find_many_nowait(self, keys: Sequence[UsernameKey]) -> list[User | None]:
         found = self._database.read_nowait(partial(self._database.dialect.find_users, keys=keys))
         return [found.get(key) for key in keys]
-
-
-def _conditions(matching: UserFilter, dialect: Dialect[Any]) -> Iterator[ColumnElement[bool]]:
-    if matching.enabled is not None:
-        yield users.c.enabled == matching.enabled
-    if matching.state is not None:
-        yield _has_state(matching.state, matching.state_time)
-    if matching.expires_before is not None:
-        yield users.c.expires_datetime < matching.expires_before
-    if matching.metadata is not None:
-        key, text = matching.metadata
-        yield dialect.has_metadata(key, text) if is_storable_text(key + text) else false()
-    if not is_storable_text(matching.containing):
-        yield false()
-    elif matching.containing:
-        yield or_(
-            users.c.username_key.contains(matching.containing, autoescape=True),
-            func.lower(users.c.email).contains(matching.containing, autoescape=True),
-        )
-
-
-def _has_state(state: UserState, at: datetime) -> ColumnElement[bool]:
-    if state in {"disabled", "pending"}:
-        is_pending = users.c.pending.is_not(None) if state == "pending" else users.c.pending.is_(None)
-        return and_(users.c.enabled.is_(False), is_pending)
-    end = users.c.expires_datetime
-    return and_(users.c.enabled, end <= at if state == "expired" else or_(end.is_(None), end > at))
 
 
 def _prefix_end(prefix: str) -> str:

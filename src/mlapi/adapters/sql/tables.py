@@ -62,6 +62,7 @@ users = Table(
     Index(
         "ix_users_expires_datetime",
         "expires_datetime",
+        "id",
         postgresql_where=text("expires_datetime IS NOT NULL"),
         sqlite_where=text("expires_datetime IS NOT NULL"),
     ),
@@ -70,12 +71,14 @@ users = Table(
         "ix_users_plan",
         "plan",
         "created_datetime",
+        "id",
         postgresql_where=text("plan IS NOT NULL"),
         sqlite_where=text("plan IS NOT NULL"),
     ),
     Index(
         "ix_users_pending",
         "created_datetime",
+        "id",
         postgresql_where=text("pending IS NOT NULL"),
         sqlite_where=text("pending IS NOT NULL"),
     ),
@@ -92,11 +95,16 @@ Index(
 
 Index("ix_users_email", func.lower(users.c.email)).ddl_if(dialect="postgresql")
 Index("ix_users_email_nocase", users.c.email.collate("NOCASE")).ddl_if(dialect="sqlite")
-Index("ix_users_disabled", users.c.created_datetime, sqlite_where=users.c.enabled.is_(False)).ddl_if(dialect="sqlite")
-# PostgreSQL updates `enabled` in place only if no other kind of index depends on it.
-Index("ix_users_enabled", cast(users.c.enabled, Integer).label("enabled"), postgresql_using="brin").ddl_if(
-    dialect="postgresql"
+Index("ix_users_disabled", users.c.created_datetime, users.c.id, sqlite_where=users.c.enabled.is_(False)).ddl_if(
+    dialect="sqlite"
 )
+# PostgreSQL updates `enabled` in place only if no other kind of index depends on it.
+Index(
+    "ix_users_enabled",
+    cast(users.c.enabled, Integer).label("enabled"),
+    postgresql_using="brin",
+    postgresql_with={"pages_per_range": 4},  # about 100 users, so that few pages are read for a few disabled users
+).ddl_if(dialect="postgresql")
 
 api_keys = Table(
     "mlapi_api_keys",
@@ -224,10 +232,11 @@ activity = Table(
     "mlapi_activity",
     metadata,
     Column("user_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("seen_datetime", UtcDateTime, nullable=False, index=True),
+    Column("seen_datetime", UtcDateTime, nullable=False),
     Column("month", Integer, nullable=False),  # 202611 is November 2026, UTC
     Column("requests", BigInteger, nullable=False),  # in this month
-    Index("ix_mlapi_activity_requests", "month", "requests"),
+    Index("ix_mlapi_activity_seen_datetime", "seen_datetime", "user_id"),
+    Index("ix_mlapi_activity_requests", "month", "requests", "user_id"),
     sqlite_with_rowid=False,
 )
 

@@ -81,7 +81,7 @@ def users_list(
     """  # noqa: D301 - the backspace tells click not to rewrap the paragraph
     with open_users_as_operator() as users:
         found = iterate_sorted(users, sort, descending=reverse, limit=limit, matching=matching)
-        _show_users(found, list_format, empty="no users found")
+        _show_users((listed.user for listed in found), list_format, empty="no users found")
 
 
 @user_commands.command("show")

@@ -6,10 +6,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakSet
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, String, Table, and_, cast, func, literal, or_, select
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Integer,
+    String,
+    Table,
+    and_,
+    cast,
+    func,
+    literal,
+    or_,
+    select,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import Insert, insert
 
@@ -23,6 +37,7 @@ from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.lists import StateCounts
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.metadata import find_json_texts
 from mlapi.domain.usage import UsageRow
@@ -57,6 +72,7 @@ class PostgresqlDialect:
     """
 
     supports_nowait: Final = False
+    plans_by_order: Final = False
     supports_namespaces: Final = True
     write_options: Final[Mapping[str, str]] = {}
     data_errors: Final[tuple[type[Exception], ...]] = ()
@@ -244,6 +260,27 @@ class PostgresqlDialect:
 
     def has_email(self, email: str) -> ColumnElement[bool]:
         return func.lower(users.c.email) == func.lower(email)
+
+    def is_disabled(self) -> ColumnElement[bool]:
+        return cast(users.c.enabled, Integer) == 0
+
+    def without_index(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Return the column itself: PostgreSQL knows which index to use."""
+        return column
+
+    def count_states(self, connection: Connection, *, at: datetime) -> StateCounts:
+        enabled, end, is_pending = users.c.enabled, users.c.expires_datetime, users.c.pending.is_not(None)
+        total, not_enabled, expired, pending = connection.execute(
+            select(
+                func.count(),
+                func.count().filter(~enabled),
+                func.count().filter(and_(enabled, end <= at)),
+                func.count().filter(and_(~enabled, is_pending)),
+            ).select_from(users)
+        ).one()
+        return StateCounts(
+            active=total - not_enabled - expired, disabled=not_enabled - pending, expired=expired, pending=pending
+        )
 
     def create_text_index(self, connection: Connection) -> None:
         """Create a trigram index if the extension pg_trgm is installed in the database."""

@@ -38,7 +38,7 @@ from mlapi.domain.errors import (
 from mlapi.domain.links import AddLink, Link, Redemption
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.outbox import make_queued_mails
-from mlapi.domain.usage import UsageRow
+from mlapi.domain.usage import UsageRow, sum_activity
 from mlapi.domain.users import User, UserId, UsernameKey
 
 if TYPE_CHECKING:
@@ -119,20 +119,21 @@ def add_counts(
 
 def add_usage(connection: "BoundedConnection", added: Sequence[UsageRow]) -> None:
     """Add rows in the current transaction. See `mlapi.domain.usage.UsageRepository.add`."""
-    storable = [
-        {
-            "day": row.day,
-            "user_id": row.user_id,
-            "key_id": row.key_id or "",
-            "requests": row.requests,
-            "units": row.units,
-            "seen_datetime": row.seen_datetime,
-        }
-        for row in added
-        if principals.is_storable_user_id(row.user_id)
-    ]
+    storable = [row for row in added if principals.is_storable_user_id(row.user_id)]
     if storable:
-        _execute(connection, sql.ADD_USAGE, storable)
+        new_rows = [
+            {
+                "day": row.day,
+                "user_id": row.user_id,
+                "key_id": row.key_id or "",
+                "requests": row.requests,
+                "units": row.units,
+                "seen_datetime": row.seen_datetime,
+            }
+            for row in storable
+        ]
+        _execute(connection, sql.ADD_USAGE, new_rows)
+        _execute(connection, sql.ADD_ACTIVITY, sum_activity(storable))
 
 
 def draw(connection: "BoundedConnection", requests: Sequence[Draw], *, adds_rows: bool) -> list[Drawn | None] | None:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
+    case,
     cast,
     column,
     delete,
@@ -41,6 +42,7 @@ from mlapi.adapters.sql.rows import API_KEY_COLUMNS, LINK_COLUMNS, MANAGER_COLUM
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
 from mlapi.adapters.sql.tables import (
     REMOVED_WITH_USER,
+    activity,
     allowances,
     api_keys,
     attempts,
@@ -187,6 +189,26 @@ def _compile_add_usage() -> bytes:
     return _compile(statement.on_conflict_do_update(index_elements=position, set_={**sums, "seen_datetime": seen}))
 
 
+def _compile_add_activity() -> bytes:
+    given = _given(*activity.c)
+    statement = insert(activity).from_select(list(given.c.keys()), select(given).order_by(given.c.user_id))
+    added, stored = statement.excluded, activity.c
+    zero: ColumnElement[int] = literal_column("0")
+    requests = case((stored.month > added.month, zero), else_=added.requests) + case(
+        (stored.month < added.month, zero), else_=stored.requests
+    )
+    return _compile(
+        statement.on_conflict_do_update(
+            index_elements=["user_id"],
+            set_={
+                "seen_datetime": func.greatest(stored.seen_datetime, added.seen_datetime),
+                "month": func.greatest(stored.month, added.month),
+                "requests": func.least(requests, literal_column(str(MAX_COUNT))),
+            },
+        )
+    )
+
+
 def _given_keys(*columns: ColumnElement[Any]) -> CTE:
     return _given(allowances.c.user_id, allowances.c.allowance, *columns)
 
@@ -284,3 +306,4 @@ READ_COUNTS = _compile(
 )
 ADD_COUNTS = _compile_add_counts()
 ADD_USAGE = _compile_add_usage()
+ADD_ACTIVITY = _compile_add_activity()

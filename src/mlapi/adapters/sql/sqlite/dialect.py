@@ -3,13 +3,16 @@
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, Table, false, func
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Table, false, func, select, true
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
+from sqlalchemy.sql.elements import UnaryExpression
+from sqlalchemy.sql.operators import custom_op
 
 from mlapi.adapters.sql.existing import ConnectionPool, Purpose
 from mlapi.adapters.sql.probes import write_probes
@@ -28,6 +31,7 @@ from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.lists import StateCounts
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.metadata import find_json_texts, is_key
 from mlapi.domain.usage import UsageRow
@@ -46,6 +50,7 @@ class SqliteDialect:
     """SQLite with a write-ahead log and explicit transactions. Writers lock the file when they begin."""
 
     supports_nowait: Final = True  # readers of the write-ahead log do not wait for the writer
+    plans_by_order: Final = True
     supports_namespaces: Final = False
     # Take the write lock first: a transaction that has read an older state of the file can no longer get it.
     write_options: Final[Mapping[str, str]] = {engine.BEGIN_OPTION: "BEGIN IMMEDIATE"}
@@ -198,6 +203,31 @@ class SqliteDialect:
 
     def has_email(self, email: str) -> ColumnElement[bool]:
         return users.c.email.collate("NOCASE") == email
+
+    def is_disabled(self) -> ColumnElement[bool]:
+        return true()
+
+    def without_index(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
+
+    def count_states(self, connection: Connection, *, at: datetime) -> StateCounts:
+        has_expired = users.c.expires_datetime <= at
+        total, not_enabled, expired, pending = connection.execute(
+            select(
+                select(func.count()).select_from(users).scalar_subquery(),
+                *(
+                    select(func.count()).select_from(users).where(*conditions).scalar_subquery()
+                    for conditions in (
+                        [users.c.enabled.is_(False)],
+                        [has_expired, users.c.enabled.is_(True)],
+                        [users.c.pending.is_not(None)],
+                    )
+                ),
+            )
+        ).one()
+        return StateCounts(
+            active=total - not_enabled - expired, disabled=not_enabled - pending, expired=expired, pending=pending
+        )
 
     def create_text_index(self, connection: Connection) -> None:
         """Do nothing: an index of trigrams would slow down changes more than it speeds up searches."""

@@ -15,15 +15,18 @@ def upgrade() -> None:
 
 
 def _create_user_indexes(*, is_postgresql: bool) -> None:
+    # Each index ends with the id: a page after users with equal values then reads no more users than it shows.
     op.create_index("ix_users_created_datetime", "users", ["created_datetime", "id"])
-    _create_partial_index("ix_users_plan", ["plan", "created_datetime"], "plan IS NOT NULL")
-    _create_partial_index("ix_users_pending", ["created_datetime"], "pending IS NOT NULL")
+    op.drop_index("ix_users_expires_datetime", "users")
+    _create_partial_index("ix_users_expires_datetime", ["expires_datetime", "id"], "expires_datetime IS NOT NULL")
+    _create_partial_index("ix_users_plan", ["plan", "created_datetime", "id"], "plan IS NOT NULL")
+    _create_partial_index("ix_users_pending", ["created_datetime", "id"], "pending IS NOT NULL")
     if is_postgresql:
         op.create_index("ix_users_email", "users", [sa.text("lower(email)")])
-        op.execute("CREATE INDEX ix_users_enabled ON users USING brin ((enabled::integer))")
+        op.execute("CREATE INDEX ix_users_enabled ON users USING brin ((enabled::integer)) WITH (pages_per_range = 4)")
     else:
         op.create_index("ix_users_email_nocase", "users", [sa.text("email COLLATE NOCASE")])
-        _create_partial_index("ix_users_disabled", ["created_datetime"], "enabled IS 0")
+        _create_partial_index("ix_users_disabled", ["created_datetime", "id"], "enabled IS 0")
 
 
 def _create_partial_index(name: str, columns: list[str], condition: str) -> None:
@@ -87,16 +90,31 @@ def _create_tables() -> None:
     op.create_table(
         "mlapi_activity",
         sa.Column("user_id", sa.BigInteger(), primary_key=True, autoincrement=False),
-        sa.Column("seen_datetime", sa.DateTime(timezone=True), nullable=False, index=True),
+        sa.Column("seen_datetime", sa.DateTime(timezone=True), nullable=False),
         sa.Column("month", sa.Integer(), nullable=False),
         sa.Column("requests", sa.BigInteger(), nullable=False),
         sqlite_with_rowid=False,
     )
-    op.create_index("ix_mlapi_activity_requests", "mlapi_activity", ["month", "requests"])
 
 
 def _fill_activity() -> None:
-    """Fill the table of activity from the usage of this month and before."""
+    """Fill the table of activity from the usage so far: the latest request, and the requests in its month."""
+    is_postgresql = op.get_bind().dialect.name == "postgresql"
+    month = "to_char(day, 'YYYYMM')::integer" if is_postgresql else "CAST(strftime('%Y%m', day) AS INTEGER)"
+    requests = "least(sum(requests), 9007199254740991)" if is_postgresql else "min(sum(requests), 9007199254740991)"
+    op.execute(f"""
+        INSERT INTO mlapi_activity (user_id, seen_datetime, month, requests)
+        SELECT user_id, max(seen_datetime), month, {requests}
+        FROM (
+            SELECT user_id, seen_datetime, requests, {month} AS month,
+                max({month}) OVER (PARTITION BY user_id) AS latest
+            FROM mlapi_usage
+        ) AS monthly
+        WHERE month = latest
+        GROUP BY user_id, month
+    """)  # noqa: S608 - only constants
+    op.create_index("ix_mlapi_activity_seen_datetime", "mlapi_activity", ["seen_datetime", "user_id"])
+    op.create_index("ix_mlapi_activity_requests", "mlapi_activity", ["month", "requests", "user_id"])
 
 
 def downgrade() -> None:
@@ -107,3 +125,5 @@ def downgrade() -> None:
     for name in ["created_datetime", "plan", "pending", *names]:
         op.drop_index(f"ix_users_{name}", "users")
     op.drop_column("users", "pending")
+    op.drop_index("ix_users_expires_datetime", "users")
+    _create_partial_index("ix_users_expires_datetime", ["expires_datetime"], "expires_datetime IS NOT NULL")
