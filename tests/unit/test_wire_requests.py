@@ -570,6 +570,8 @@ def test_path_without_credentials_is_not_redacted(path: str) -> None:
         ("/token_status/token_status/CANARY", "/token_status/redacted"),
         ("/accounts/token_status/CANARY", "/accounts/token_status/redacted"),
         ("/eyJCANARY.eyJCANARY.CANARY", "/redacted"),
+        ("/mlapi-manager_0CANARY_CANARY", "/redacted"),
+        ("/users/mlapi-manager_fCANARY/keys", "/users/redacted/keys"),
         ("/predict/eyJCANARY/now", "/predict/redacted/now"),
         ("/eyJCANARY/eyJCANARY", "/redacted/redacted"),
         ("/eyJCANARY/token_status/CANARY", "/redacted/token_status/redacted"),

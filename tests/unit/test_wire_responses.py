@@ -23,6 +23,8 @@ from mlapi.domain.errors import (
     InvalidCredentialsError,
     InvalidFieldsError,
     InvalidTokenError,
+    ManagerExistsError,
+    ManagerNotFoundError,
     MlapiError,
     PasswordChangedError,
     RepositoryUnavailableError,
@@ -56,7 +58,9 @@ from mlapi.entrypoints.wire.errors import (
     UnsupportedMediaTypeError,
     UriTooLongError,
     UserIsNotAdminError,
+    ViewerRoleError,
     WrongAdminTokenError,
+    WrongManagerTokenError,
 )
 from mlapi.entrypoints.wire.responses import Response
 
@@ -378,7 +382,8 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
         AdminTokenRequiredError(),
         Response(
             HTTPStatus.UNAUTHORIZED,
-            b'{"message":"This needs the admin token: send one Authorization header with Bearer <admin token>"}',
+            b'{"message":"This needs the admin token: send one Authorization header with Bearer <admin token>, or with'
+            b' the token of a manager"}',
             (("WWW-Authenticate", "Bearer"),),
         ),
     ),
@@ -390,6 +395,31 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
             b' Authorization: Bearer <admin token>"}',
             INVALID_TOKEN_CHALLENGE,
         ),
+    ),
+    (
+        WrongManagerTokenError(),
+        Response(
+            HTTPStatus.UNAUTHORIZED,
+            b'{"message":"The manager\'s token is unknown, or it has expired: an admin can issue another one with'
+            b' `mlapi managers rotate NAME`"}',
+            INVALID_TOKEN_CHALLENGE,
+        ),
+    ),
+    (
+        ViewerRoleError("alice"),
+        Response(
+            HTTPStatus.FORBIDDEN,
+            b'{"message":"Manager alice has the role viewer, which may only read: ask a manager with the role admin for'
+            b' this change, or for that role"}',
+        ),
+    ),
+    (
+        ManagerExistsError("alice"),
+        Response(HTTPStatus.CONFLICT, b'{"message":"Manager already exists"}'),
+    ),
+    (
+        ManagerNotFoundError("alice"),
+        Response(HTTPStatus.NOT_FOUND, b'{"message":"Manager not found"}'),
     ),
     (
         UserIsNotAdminError(),

@@ -9,17 +9,19 @@ from functools import partial
 import attrs
 
 from mlapi.adapters.common_passwords import load_common_passwords
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens, InMemoryUsage
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryAuditTrail, InMemoryManagers, InMemoryTokens, InMemoryUsage
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.guard import Guard
 from mlapi.application.login_history import BackgroundLogins, PreparedLogins
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.application.managers import ManagerRegistry
 from mlapi.application.preparation import (
     Preparation,
     PreparedAllowances,
     PreparedAttemptCounts,
     PreparedUsage,
     check_key,
+    prepare_managers_on_first_use,
     prepare_on_first_use,
 )
 from mlapi.application.registration import RegistrationLimiter
@@ -48,6 +50,7 @@ class Service:
     """The parts of an open service."""
 
     users: Users
+    managers: ManagerRegistry
     access: Access
     registration_limiter: RegistrationLimiter | None
     usage: UsageRepository
@@ -98,6 +101,7 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
             )
             yield Service(
                 users=users,
+                managers=ManagerRegistry(prepare_managers_on_first_use(storage.managers, preparation)),
                 access=Access(
                     authenticator=Authenticator(users, tokens, attempts, logins=login_recorder),
                     guard=guard,
@@ -163,6 +167,15 @@ def in_memory_access(users: Users) -> Access:
 def in_memory_usage() -> UsageRepository:
     """Return an empty repository of usage, which is lost when the process ends."""
     return InMemoryUsage()
+
+
+def in_memory_managers(users: Users) -> ManagerRegistry:
+    """Return an empty registry of managers, which is lost when the process ends.
+
+    Its audit entries are in the audit trail of the users if that is in memory too.
+    """
+    audit = users.repository.audit
+    return ManagerRegistry(InMemoryManagers(audit if isinstance(audit, InMemoryAuditTrail) else InMemoryAuditTrail()))
 
 
 def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:

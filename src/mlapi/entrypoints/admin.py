@@ -15,13 +15,16 @@ import attrs
 from mlapi.config import Settings
 from mlapi.domain.actors import ANYONE
 from mlapi.domain.addresses import UNIX_PEER, is_loopback
+from mlapi.domain.managers import ADMIN, LOCAL, MANAGER_TOKEN_PREFIX, ManagerIdentity
 from mlapi.entrypoints.local_peers import PeerOwners, describe_trusted_peers
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import (
     AdminAccessDeniedError,
     AdminTokenRequiredError,
     UserIsNotAdminError,
+    ViewerRoleError,
     WrongAdminTokenError,
+    WrongManagerTokenError,
 )
 from mlapi.entrypoints.wire.headers import Headers, has_user_credential, parse_authorization
 from mlapi.entrypoints.wire.operation import Operation
@@ -40,7 +43,34 @@ _PROXY_HEADER = re.compile(
 _COMMON_HEADERS = frozenset(
     {b"user-agent", b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type"}
 )
+_MANAGER_TOKEN_PREFIX = MANAGER_TOKEN_PREFIX.encode("ascii")
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
 _LOCAL_HOST = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+
+
+# The paths that viewers may read.
+_VIEWER_PATHS = re.compile(
+    "|".join(operation.path_pattern for operation in OPERATIONS if operation.callers.admits_viewers), re.DOTALL
+)
+
+
+def find_manager_token(headers: Headers) -> str | None:
+    """Return the credential of a request if it has the form of a manager's token, valid or not."""
+    scheme, token = parse_authorization(headers)
+    return token.decode("latin-1") if scheme == b"bearer" and token.startswith(_MANAGER_TOKEN_PREFIX) else None
+
+
+def check_role(manager: ManagerIdentity, method: str, path: str) -> None:
+    """Check that the role of a manager allows this request. Viewers read users, usage, audit trail, metrics and docs.
+
+    Raises:
+        ViewerRoleError: if it does not.
+    """
+    if manager.is_admin:
+        return
+    is_readable = path == START_PATH or is_docs_path(path) or _VIEWER_PATHS.fullmatch(path)
+    if method not in _SAFE_METHODS or not is_readable:
+        raise ViewerRoleError(manager.name)
 
 
 def _digest(token: str | None) -> bytes | None:
@@ -53,9 +83,10 @@ def _digest(token: str | None) -> bytes | None:
 
 @attrs.frozen(kw_only=True)
 class AdminPolicy:
-    """Decides which requests may manage users.
+    """Decides which requests may manage users with the admin token, or without a token.
 
     The first two arguments determine the mode: ``token`` if there is an admin token, otherwise ``local`` or ``locked``.
+    The tokens of managers are valid in every mode. The policy rejects them: the caller then looks them up.
 
     Args:
         admin_token: the token that grants admin access.
@@ -117,16 +148,16 @@ class AdminPolicy:
         return frozenset(name for name, is_open in flags.items() if is_open)
 
     @property
-    def actor(self) -> str:
-        """The name of an admin in the audit trail. Admins share one token, so they all have the same name."""
-        return "admin" if self.mode == "token" else "local"
+    def identity(self) -> ManagerIdentity:
+        """The manager whom this policy lets in: the holder of the admin token, or a program on this machine."""
+        return ADMIN if self._token_digest is not None else LOCAL
 
     def registration_actor(self, headers: Headers) -> str:
         """Return the name of the actor of a registration that `check` has allowed.
 
         While registration is open, only the admin token distinguishes an admin from other clients.
         """
-        return ANYONE if self.registration_open and not self._has_admin_token(headers) else self.actor
+        return ANYONE if self.registration_open and not self._has_admin_token(headers) else self.identity.actor
 
     def __str__(self) -> str:
         admins = {
@@ -138,29 +169,43 @@ class AdminPolicy:
         return f"management: {self.mode} mode, {admins[self.mode]}; registration is {registration}"
 
     def check(self, client: Client) -> None:
-        """Check that the client may call its path.
+        """Check that the client may call its path. Raise the same errors as `admit`."""
+        self.admit(client)
+
+    def admit(self, client: Client) -> ManagerIdentity | None:
+        """Check that the client may call its path. Return the manager, or None if anyone may call it.
 
         Raises:
-            AdminTokenRequiredError: in token mode, if the path needs admin access and the token is missing or wrong.
+            AdminTokenRequiredError: if the path needs admin access and the token is missing or wrong, or is the token
+                of a manager.
             AdminAccessDeniedError: in the other modes, if the path needs admin access and the client does not have it.
         """
         if client.path in self._open_paths or self._open_pattern.fullmatch(client.path):
-            return
+            return None
         if self.docs_open and (client.path == START_PATH or is_docs_path(client.path)):
-            return
+            return None
+        return self.identify(client)
+
+    def identify(self, client: Client) -> ManagerIdentity:
+        """Return the manager with the admin token, or the program on this machine in local mode.
+
+        Raises:
+            AdminTokenRequiredError, AdminAccessDeniedError: see `admit`.
+        """
         if self._token_digest is not None:
             if not self._has_admin_token(client.headers):
                 raise _token_error(client.headers)
-        else:
-            self._check_without_token(client)
+            return ADMIN
+        if find_manager_token(client.headers) is not None:
+            raise WrongManagerTokenError  # even on this machine, so that removed and expired managers notice
+        self._check_without_token(client)
+        return LOCAL
 
     def is_admin(self, client: Client) -> bool:
-        """Return whether the client has admin access, on any path."""
-        if self._token_digest is not None:
-            return self._has_admin_token(client.headers)
+        """Return whether the client has admin access without the token of a manager, on any path."""
         try:
-            self._check_without_token(client)
-        except AdminAccessDeniedError:
+            self.identify(client)
+        except (AdminTokenRequiredError, AdminAccessDeniedError):
             return False
         return True
 
@@ -228,6 +273,8 @@ def _token_error(headers: Headers) -> AdminTokenRequiredError:
     The message depends on the form of a user's credential, not on its validity. It therefore does not reveal which
     credentials are valid.
     """
+    if find_manager_token(headers) is not None:
+        return WrongManagerTokenError()
     if has_user_credential(headers):
         return UserIsNotAdminError()
     scheme, credential = parse_authorization(headers)

@@ -12,18 +12,19 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Lifespan, Scope
 
 from mlapi.application.authentication import Access
+from mlapi.application.managers import ManagerRegistry
 from mlapi.application.registration import RegistrationLimiter
 from mlapi.application.users import Users
-from mlapi.bootstrap import in_memory_access, in_memory_usage
+from mlapi.bootstrap import in_memory_access, in_memory_managers, in_memory_usage
 from mlapi.config import MAX_OWN_API_KEYS
 from mlapi.domain.addresses import Network
 from mlapi.domain.usage import UsageRepository
 from mlapi.entrypoints.account import account_routes, link_routes
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
-from mlapi.entrypoints.http.browser_sessions import is_manager_in_browser
 from mlapi.entrypoints.http.docs import documentation_routes
 from mlapi.entrypoints.http.handlers import HANDLERS
+from mlapi.entrypoints.http.managers import find_manager
 from mlapi.entrypoints.http.middleware import (
     Endpoint,
     MethodDispatch,
@@ -49,6 +50,7 @@ def create_app(
     admin_policy: AdminPolicy | None = None,
     access: Access | None = None,
     *,
+    managers: ManagerRegistry | None = None,
     usage: UsageRepository | None = None,
     registration_limiter: RegistrationLimiter | None = None,
     trusted_proxies: Sequence[Network] = (),
@@ -63,6 +65,7 @@ def create_app(
             reads the configuration and opens the database at startup, and ignores the other arguments.
         admin_policy: decides who may manage users. By default, programs on this machine.
         access: authenticates users. By default, tokens are kept in memory until the process ends.
+        managers: the managers with tokens of their own. By default, there are none, and they are kept in memory.
         usage: stores the usage of the users. By default, an empty store in memory.
         registration_limiter: limits the registrations of clients without credentials. By default, there is no limit.
         trusted_proxies: proxies that may set ``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Request-Id``.
@@ -75,6 +78,7 @@ def create_app(
     access = in_memory_access(users) if access is None else access
     runtime = Runtime.from_users(
         users,
+        in_memory_managers(users) if managers is None else managers,
         access,
         in_memory_usage() if usage is None else usage,
         registration_limiter=registration_limiter,
@@ -98,7 +102,7 @@ def _build_app(lifespan: Lifespan[Starlette]) -> Starlette:
             Middleware(
                 RequireAdmin,
                 exclude=[START_PATH, *(pattern for path in _PAGES for pattern in (path, f"{path}/*"))],
-                is_manager=is_manager_in_browser,
+                find_manager=find_manager,
             ),
         ],
         exception_handlers={HTTPException: handle_http_exception, Exception: handle_server_error},

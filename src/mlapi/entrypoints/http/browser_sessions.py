@@ -11,6 +11,7 @@ Each credential grants as little as possible, because other applications may sha
 from starlette.types import Receive, Scope
 
 from mlapi.domain.errors import MlapiError
+from mlapi.domain.managers import ManagerIdentity
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.sessions import LIFETIME_SECONDS, Session, Sessions
@@ -23,8 +24,8 @@ _PAGE_TOKEN_HEADER = b"x-page-token"
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
-def is_manager_in_browser(scope: Scope, receive: Receive) -> bool:
-    """Return whether a manager's browser reads the documentation, or its page sent this request to the API.
+async def find_manager_in_browser(scope: Scope, receive: Receive) -> ManagerIdentity | None:
+    """Return the manager whose browser reads the documentation, or whose page sent this request to the API, or None.
 
     In token mode, the manager has logged in to the console. In local mode, the browser runs on this machine: see
     `AdminPolicy.check_page`.
@@ -32,18 +33,19 @@ def is_manager_in_browser(scope: Scope, receive: Receive) -> bool:
     is_safe = scope["method"] in _SAFE_METHODS
     tokens = header_values(scope["headers"], _PAGE_TOKEN_HEADER)
     if len(tokens) != 1 and not (is_safe and is_docs_path(relative_path(scope))):
-        return False
+        return None
     state = scope["app"].state
     policy: AdminPolicy = state.admin_policy
     sessions = Sessions(policy.session_key)
     client = connected_client(scope, receive).with_forwarded_scheme(state.runtime.trusted_proxies)
     if len(tokens) != 1:
         cookies = get_cookies(client.headers, cookie_name(client, _DOCS_COOKIE))
-        return policy.mode == "token" and any(map(sessions.is_docs_cookie, cookies))
+        is_manager = policy.mode == "token" and any(map(sessions.is_docs_cookie, cookies))
+        return policy.identity if is_manager else None
     # Browsers that do not know Sec-Fetch-Site send no such header with a GET request to the same origin.
     is_same_origin = client.is_same_origin or (is_safe and not client.reveals_origin)
     is_accepted = is_same_origin and sessions.is_page_token(tokens[0].decode("latin-1"))
-    return is_accepted and _has_page_access(client, policy)
+    return policy.identity if is_accepted and _has_page_access(client, policy) else None
 
 
 def _has_page_access(client: Client, policy: AdminPolicy) -> bool:

@@ -16,8 +16,9 @@ from mlapi.domain.credentials import ApiKeyId, IssuedToken, looks_like_api_key
 from mlapi.domain.errors import AccessDeniedError, InvalidTokenError, MlapiError
 from mlapi.domain.usage import DayRange, UsageRepository
 from mlapi.domain.users import User, UserId, utc_now
-from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.http.middleware import delayed_error_response
+from mlapi.entrypoints.admin import AdminPolicy, check_role
+from mlapi.entrypoints.http.managers import find_manager_with_token
+from mlapi.entrypoints.http.middleware import MANAGER, delayed_error_response
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.http.user_lists import list_users as find_users
@@ -56,8 +57,14 @@ async def register_user(request: Request) -> Response:
     runtime, admin_policy = _runtime(request), _admin_policy(request)
     validate_content_headers(request.scope["headers"])
     client = connected_client(request.scope, request.receive)
-    body = requests.decode_registration(await _read_body(request), is_admin=partial(admin_policy.is_admin, client))
-    actor = admin_policy.actor if body.details else admin_policy.registration_actor(client.headers)
+    manager = request.scope.get(MANAGER) or await find_manager_with_token(client, runtime)
+    if manager is not None:
+        check_role(manager, request.method, client.path)
+    is_admin = partial(admin_policy.is_admin, client) if manager is None else lambda: True
+    body = requests.decode_registration(await _read_body(request), is_admin=is_admin)
+    if manager is None and body.details:
+        manager = admin_policy.identity
+    actor = admin_policy.registration_actor(client.headers) if manager is None else manager.actor
     registered = await runtime.registration.register(
         runtime.as_actor(actor),
         username=body.username,
@@ -73,13 +80,13 @@ async def register_user(request: Request) -> Response:
 async def toggle_user_permission(request: Request) -> Response:
     user_id = _user_id(request)
     enabled = requests.parse_permission(request.path_params["permission"])
-    command = _users_as_admin(request).prepare_set_enabled(user_id=user_id, enabled=enabled)
+    command = _users_as_manager(request).prepare_set_enabled(user_id=user_id, enabled=enabled)
     return responses.permission_updated(await _runtime(request).executor.apply(command))
 
 
 @handler
 async def remove_user(request: Request) -> Response:
-    command = _users_as_admin(request).prepare_remove(user_id=_user_id(request))
+    command = _users_as_manager(request).prepare_remove(user_id=_user_id(request))
     return responses.user_removed(await _runtime(request).executor.apply(command))
 
 
@@ -163,7 +170,7 @@ async def show_user(request: Request) -> Response:
 async def update_user(request: Request) -> Response:
     user_id = _user_id(request)
     body = await _decode_body(request, requests.UpdateUserRequest)
-    users = _users_as_admin(request)
+    users = _users_as_manager(request)
     change = await _runtime(request).executor.apply(users.prepare_update(user_id=user_id, **body.get_changes()))
     return responses.user(change.after, users.now())
 
@@ -234,13 +241,13 @@ async def set_password(request: Request) -> Response:
     body = await _decode_body(request, requests.SetPasswordRequest)
     runtime.users.validate_password(body.password)
     executor = runtime.executor.for_client(runtime.client_address(request))
-    command = await executor.hash(_users_as_admin(request).prepare_password, user_id=user_id, password=body.password)
+    command = await executor.hash(_users_as_manager(request).prepare_password, user_id=user_id, password=body.password)
     return responses.password_changed(await runtime.executor.apply(command))
 
 
 @handler
 async def end_tokens(request: Request) -> Response:
-    command = _users_as_admin(request).prepare_end_tokens(user_id=_user_id(request))
+    command = _users_as_manager(request).prepare_end_tokens(user_id=_user_id(request))
     return responses.tokens_ended(await _runtime(request).executor.apply(command))
 
 
@@ -289,7 +296,7 @@ async def usage(request: Request) -> Response:
 async def add_api_key(request: Request) -> Response:
     user_id = _user_id(request)
     body = await _decode_body(request, requests.AddApiKeyRequest)
-    command, secret = _users_as_admin(request).prepare_api_key(
+    command, secret = _users_as_manager(request).prepare_api_key(
         user_id=user_id, name=body.name, expires_datetime=body.expires_at
     )
     return responses.api_key_added(await _runtime(request).executor.apply(command), secret)
@@ -303,7 +310,7 @@ async def api_keys(request: Request) -> Response:
 
 @handler
 async def remove_api_key(request: Request) -> Response:
-    command = _users_as_admin(request).prepare_remove_api_key(ApiKeyId(request.path_params["key_id"]))
+    command = _users_as_manager(request).prepare_remove_api_key(ApiKeyId(request.path_params["key_id"]))
     return responses.api_key_removed(await _runtime(request).executor.apply(command))
 
 
@@ -350,9 +357,9 @@ def _admin_policy(request: Request) -> AdminPolicy:
     return admin_policy
 
 
-def _users_as_admin(request: Request) -> Users:
-    """Return the users, with the admin as the actor in the audit trail."""
-    return _runtime(request).as_actor(_admin_policy(request).actor)
+def _users_as_manager(request: Request) -> Users:
+    """Return the users, with the manager who sent the request as the actor in the audit trail."""
+    return _runtime(request).as_actor(request.scope[MANAGER].actor)
 
 
 def _user_id(request: Request) -> UserId:

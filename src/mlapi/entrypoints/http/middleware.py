@@ -21,6 +21,8 @@ from mlapi.domain.errors import (
     ServiceUnavailableError,
     TooManyAttemptsError,
 )
+from mlapi.domain.managers import ManagerIdentity
+from mlapi.entrypoints.admin import check_role
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.error_responses import ambiguous_framing, error_response, http_error_response
 from mlapi.entrypoints.wire.headers import (
@@ -77,13 +79,24 @@ class MethodDispatch:
         return endpoint(scope, receive, send)
 
 
+MANAGER = "mlapi.manager"
+"""The key of the `ManagerIdentity` in the scope of a request that `RequireAdmin` lets in, except on public paths."""
+
+FindManager = Callable[[Client, Scope, Receive], Awaitable[ManagerIdentity | None]]
+"""Returns the manager who sent a request, or None."""
+
+
+async def _find_no_manager(_client: Client, _scope: Scope, _receive: Receive) -> None:
+    pass
+
+
 class RequireAdmin:
     """Rejects requests without admin access, before they are routed. ``app.state.admin_policy`` decides.
 
     Args:
         app: the application to protect.
         exclude: paths that check access themselves. A path that ends with ``/*`` stands for all paths below it.
-        is_manager: decides about requests that the policy rejects.
+        find_manager: finds the managers whom the policy does not know. Their role must allow the request.
     """
 
     def __init__(
@@ -91,22 +104,38 @@ class RequireAdmin:
         app: ASGIApp,
         *,
         exclude: Iterable[str] = (),
-        is_manager: Callable[[Scope, Receive], bool] = lambda _scope, _receive: False,
+        find_manager: FindManager = _find_no_manager,
     ) -> None:
         self._app = app
         self._excluded_paths, self._excluded_prefixes = split_patterns(exclude)
-        self._is_manager = is_manager
+        self._find_manager = find_manager
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http":
             client = Client.from_asgi(scope)
             if client.path not in self._excluded_paths and not client.path.startswith(self._excluded_prefixes):
                 try:
-                    scope["app"].state.admin_policy.check(client)
+                    manager = scope["app"].state.admin_policy.admit(client)
                 except MlapiError as error:
-                    if not self._is_manager(scope, receive):
-                        return send_response(error_response(error), send)
+                    return self._call_as_manager(client, error, scope, receive, send)
+                if manager is not None:
+                    scope[MANAGER] = manager
         return self._app(scope, receive, send)
+
+    async def _call_as_manager(
+        self, client: Client, error: MlapiError, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Call the application as a manager whom the policy does not know, or respond with the policy's error."""
+        try:
+            manager = await self._find_manager(client, scope, receive)
+            if manager is None:
+                raise error
+            check_role(manager, scope["method"], client.path)
+        except MlapiError as found:
+            await send_response(logged_error_response(Request(scope), found), send)
+            return
+        scope[MANAGER] = manager
+        await self._app(scope, receive, send)
 
 
 class RejectLargeHead:

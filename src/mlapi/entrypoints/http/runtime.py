@@ -13,6 +13,7 @@ from mlapi import __version__
 from mlapi.application.authentication import Access, AsyncAuthenticator
 from mlapi.application.guard import AsyncGuard
 from mlapi.application.lookups import UsernameLookup
+from mlapi.application.managers import AsyncManagers, ManagerRegistry
 from mlapi.application.registration import AsyncRegistration, RegistrationLimiter
 from mlapi.application.users import Users
 from mlapi.bootstrap import async_guard, open_service, retention
@@ -39,6 +40,7 @@ class Runtime:
 
     Attributes:
         users: the users to serve.
+        managers: identifies managers.
         registration: registers users.
         authenticator: logs users in and changes their passwords.
         guard: checks tokens and API keys.
@@ -53,6 +55,7 @@ class Runtime:
     """
 
     users: Users
+    managers: AsyncManagers
     registration: AsyncRegistration
     authenticator: AsyncAuthenticator
     guard: AsyncGuard
@@ -70,6 +73,7 @@ class Runtime:
     def from_users(
         cls,
         users: Users,
+        managers: ManagerRegistry,
         access: Access,
         usage: UsageRepository,
         *,
@@ -83,6 +87,7 @@ class Runtime:
         executor = PoolExecutor.from_users(users, on_committed=metrics.count_commands)
         return cls(
             users=users,
+            managers=AsyncManagers(managers),
             registration=AsyncRegistration(
                 registration_limiter,
                 executor,
@@ -112,6 +117,7 @@ class Runtime:
 
     def close(self) -> None:
         self.registration.close()
+        self.managers.close()
         self.executor.close()
         self._resources.close()
 
@@ -129,6 +135,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
         admin_policy = AdminPolicy.from_settings(settings)
         runtime = Runtime.from_users(
             service.users,
+            service.managers,
             service.access,
             service.usage,
             registration_limiter=service.registration_limiter,

@@ -47,7 +47,9 @@ from mlapi.entrypoints.wire.errors import (
     UnsupportedMediaTypeError,
     UriTooLongError,
     UserIsNotAdminError,
+    ViewerRoleError,
     WrongAdminTokenError,
+    WrongManagerTokenError,
 )
 from mlapi.entrypoints.wire.rate_limits import rate_limit_headers
 from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, UserMessage, json_response
@@ -189,6 +191,10 @@ _ENTRIES = (
     ErrorEntry(AdminTokenRequiredError(), HTTPStatus.UNAUTHORIZED, None, "This operation needs the admin token."),
     ErrorEntry(WrongAdminTokenError(), HTTPStatus.UNAUTHORIZED, None, "The admin token is wrong."),
     ErrorEntry(
+        WrongManagerTokenError(), HTTPStatus.UNAUTHORIZED, None, "The manager's token is unknown, or it has expired."
+    ),
+    ErrorEntry(ViewerRoleError("alice"), HTTPStatus.FORBIDDEN, None, "Managers with the role `viewer` may only read."),
+    ErrorEntry(
         UserIsNotAdminError(), HTTPStatus.UNAUTHORIZED, None, "A user's token or API key gives no admin access."
     ),
     ErrorEntry(
@@ -201,7 +207,7 @@ _ENTRIES = (
 ERRORS: dict[type[MlapiError], ErrorEntry] = {type(entry.example): entry for entry in _ENTRIES}
 """To add an error, add an entry, unless the entry of its base class fits. A test checks that every error has one."""
 _INVALID_TOKEN_ERRORS = frozenset(
-    {InvalidTokenError, ApiKeyNotAcceptedError, WrongAdminTokenError, UserIsNotAdminError}
+    {InvalidTokenError, ApiKeyNotAcceptedError, WrongAdminTokenError, WrongManagerTokenError, UserIsNotAdminError}
 )
 """The errors for a credential that is present but does not grant access."""
 _OUTCOME_UNKNOWN = "Service unavailable, try again: this may have been done already"

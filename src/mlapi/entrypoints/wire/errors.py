@@ -98,7 +98,10 @@ class AdminTokenRequiredError(RequestError):
     """The operation needs the admin token, but the request contains no credential, or several."""
 
     def __str__(self) -> str:
-        return "This needs the admin token: send one Authorization header with Bearer <admin token>"
+        return (
+            "This needs the admin token: send one Authorization header with Bearer <admin token>, or with the token of"
+            " a manager"
+        )
 
 
 class WrongAdminTokenError(AdminTokenRequiredError):
@@ -108,6 +111,16 @@ class WrongAdminTokenError(AdminTokenRequiredError):
         return "The admin token is wrong: send the value of secrets.admin_token in Authorization: Bearer <admin token>"
 
 
+class WrongManagerTokenError(AdminTokenRequiredError):
+    """The operation needs the token of a manager, but the request contains one that is unknown or has expired."""
+
+    def __str__(self) -> str:
+        return (
+            "The manager's token is unknown, or it has expired: an admin can issue another one with `mlapi managers"
+            " rotate NAME`"
+        )
+
+
 class UserIsNotAdminError(AdminTokenRequiredError):
     """The operation needs the admin token, but the request contains a user's token or API key."""
 
@@ -115,6 +128,19 @@ class UserIsNotAdminError(AdminTokenRequiredError):
         return (
             "This needs the admin token, and the request has a user's token or API key: send Authorization: Bearer"
             " <admin token>"
+        )
+
+
+@attrs.frozen
+class ViewerRoleError(RequestError):
+    """The operation needs the role ``admin``, but the manager with this name has the role ``viewer``."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return (
+            f"Manager {self.name} has the role viewer, which may only read: ask a manager with the role admin for this"
+            " change, or for that role"
         )
 
 

@@ -268,7 +268,7 @@ def redact_credentials(path: str) -> str:
     """Return the path with tokens and API keys removed, for logging. Omit paths that are too long."""
     if len(path) > MAX_PATH_CHARS:
         return f"/{_REDACTED}"
-    if TOKEN_PATH_PREFIX not in path and "eyJ" not in path and "mlapi_" not in path:
+    if TOKEN_PATH_PREFIX not in path and "eyJ" not in path and "mlapi" not in path:
         return path
     head, separator, _ = path.partition(TOKEN_PATH_PREFIX)
     return _CREDENTIAL.sub(_REDACTED, head) + (f"{separator}{_REDACTED}" if separator else "")
@@ -296,7 +296,7 @@ _DECODER = json.JSONDecoder(
     object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant, parse_int=_parse_int
 )
 _MANAGED_FIELDS = set(ManagedRegisterRequest.__struct_fields__) - set(RegisterRequest.__struct_fields__)
-_CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi_[0-9a-f][^/]*")
+_CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi(-manager)?_[0-9a-f][^/]*")
 _REDACTED = "redacted"
 _MAX_ID_DIGITS = 19  # the maximum for a signed 64-bit integer
 
