@@ -3,7 +3,7 @@
 It meets the contract for a single process: commands are on disk before `apply` returns. It has limitations. Only one
 process can open the file. All users are kept in memory. The file only grows, so it still contains the stored passwords
 and e-mail addresses of removed users. Login attempts are counted in memory, so a restart resets the counts,
-and so are logins.
+and so are logins and sessions: a restart signs everybody out.
 """
 
 import threading
@@ -22,7 +22,7 @@ from examples.own_adapter.journal import (
 )
 
 from mlapi import ConfigurationError, UserId
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryLogins
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryLogins, InMemorySessions
 from mlapi.domain.inspection import Inspection, count_plans
 
 PREFIX = "journal://"
@@ -43,6 +43,7 @@ class JournalStorage:
         self.managers = self.users.managers
         self.allowances = JournaledAllowances(self._journal, self.users.has)
         self.attempts = InMemoryAttempts()
+        self.sessions = InMemorySessions()
         self.logins = InMemoryLogins(self.users.has)
         self.outbox = self.users.outbox
         self.files = (self._journal.path,)

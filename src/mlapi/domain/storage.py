@@ -13,6 +13,7 @@ from mlapi.domain.logins import Logins
 from mlapi.domain.managers import Managers
 from mlapi.domain.outbox import Outbox
 from mlapi.domain.ports import AttemptCounts, UserRepository
+from mlapi.domain.sessions import Sessions
 from mlapi.domain.usage import UsageRepository
 
 
@@ -62,6 +63,11 @@ class Storage(Protocol):
     @property
     def outbox(self) -> Outbox:
         """The mail that waits to be sent. Its methods are called only after `prepare` has returned."""
+        ...
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions of managers and users in browsers. Its methods are called only after `prepare` has returned."""
         ...
 
     @property

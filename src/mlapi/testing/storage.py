@@ -9,7 +9,7 @@ with a new, empty storage:
             return lambda: MyStorage(tmp_path / "users")
 
 The suite includes the contracts of `UserRepository`, `Managers`, `AttemptLimiter`, `Allowances`, `UsageRepository`,
-`Outbox` and `Logins`, for the storage's users, managers, attempt counts, allowances, usage, outbox and logins.
+`Outbox`, `Logins` and `Sessions`, for the parts of the storage with these names.
 """
 
 import time
@@ -38,6 +38,7 @@ from mlapi.testing.managers import ManagersContract, added
 from mlapi.testing.outbox import OutboxContract
 from mlapi.testing.repository import UserRepositoryContract
 from mlapi.testing.samples import LATER, NOON, registered, registration, with_api_key
+from mlapi.testing.sessions import SessionsContract
 from mlapi.testing.usage import UsageRepositoryContract, row
 from mlapi.testing.user_lists import ActivityListContract
 
@@ -56,6 +57,7 @@ class StorageContract(
     OutboxContract,
     LoginsContract,
     ActivityListContract,
+    SessionsContract,
 ):
     forgets = False
     """Set this to True for a storage that loses everything when it is closed, such as mlapi's in-memory storage."""

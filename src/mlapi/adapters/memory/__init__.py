@@ -8,6 +8,7 @@ from mlapi.adapters.memory.credentials import InMemoryTokens, PlainCipher
 from mlapi.adapters.memory.logins import InMemoryLogins
 from mlapi.adapters.memory.managers import InMemoryManagers
 from mlapi.adapters.memory.outbox import InMemoryOutbox
+from mlapi.adapters.memory.sessions import InMemorySessions
 from mlapi.adapters.memory.storage import InMemoryStorage
 from mlapi.adapters.memory.usage import InMemoryUsage
 from mlapi.adapters.memory.users import InMemoryAuditTrail, InMemoryLinks, InMemoryUserRepository
@@ -20,6 +21,7 @@ __all__ = [
     "InMemoryLogins",
     "InMemoryManagers",
     "InMemoryOutbox",
+    "InMemorySessions",
     "InMemoryStorage",
     "InMemoryTokens",
     "InMemoryUsage",

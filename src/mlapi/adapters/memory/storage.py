@@ -8,6 +8,7 @@ from typing import Self
 from mlapi.adapters.memory.counts import InMemoryAllowances, InMemoryAttempts
 from mlapi.adapters.memory.logins import InMemoryLogins
 from mlapi.adapters.memory.managers import InMemoryManagers
+from mlapi.adapters.memory.sessions import InMemorySessions
 from mlapi.adapters.memory.usage import InMemoryUsage
 from mlapi.adapters.memory.users import InMemoryUserRepository
 from mlapi.domain.errors import (
@@ -36,6 +37,7 @@ class InMemoryStorage:
         self.attempts = InMemoryAttempts()
         self.allowances = InMemoryAllowances(self.users.has)
         self.outbox = self.users.outbox
+        self.sessions = InMemorySessions()
         self.logins = InMemoryLogins(self.users.has)
         self._lock = new_lock()
         self._fingerprint: str | None = None

@@ -11,12 +11,13 @@ import attrs
 from sqlalchemy import Column, Table
 
 from mlapi.adapters.sql.row_readers import Convert, EntityT, Row, is_wrapped, row_reader
-from mlapi.adapters.sql.tables import api_keys, audit, links, managers, outbox, usage, users
+from mlapi.adapters.sql.tables import api_keys, audit, links, managers, outbox, sessions, usage, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.links import Link
 from mlapi.domain.managers import Manager
 from mlapi.domain.outbox import QueuedMail
+from mlapi.domain.sessions import Session
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User
 
@@ -84,6 +85,7 @@ def _attribute(field: "attrs.Attribute[Any] | None", name: str) -> str:
 USER_COLUMNS = entity_columns(User, users)
 API_KEY_COLUMNS = entity_columns(ApiKey, api_keys)
 MANAGER_COLUMNS = entity_columns(Manager, managers)
+SESSION_COLUMNS = entity_columns(Session, sessions)
 LINK_COLUMNS = entity_columns(Link, links)
 AUDIT_COLUMNS = entity_columns(AuditEntry, audit)
 MAIL_COLUMNS = entity_columns(QueuedMail, outbox)
@@ -92,6 +94,7 @@ USAGE_COLUMNS = entity_columns(UsageRow, usage)
 read_user = row_reader(User)
 read_api_key = row_reader(ApiKey)
 read_manager = row_reader(Manager)
+read_session = row_reader(Session)
 read_link = row_reader(Link)
 read_audit_entry = row_reader(AuditEntry)
 read_mail = row_reader(QueuedMail)

@@ -19,6 +19,7 @@ from mlapi.adapters.sql.outbox import SqlOutbox
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.revisions import HEAD
 from mlapi.adapters.sql.schema import prepare_schema, upgrade
+from mlapi.adapters.sql.sessions import SqlSessions
 from mlapi.adapters.sql.urls import SCHEMES, database_url
 from mlapi.adapters.sql.usage import SqlUsage
 from mlapi.domain.backups import Restore
@@ -43,6 +44,7 @@ class SqlStorage:
         self.allowances = SqlAllowances(database)
         self.usage = SqlUsage(database)
         self.outbox = SqlOutbox(database)
+        self.sessions = SqlSessions(database)
         self.logins = SqlLogins(database)
         self._files = database.dialect.files(database.engine.url)
 

@@ -1,0 +1,85 @@
+"""Add, find, remove and purge sessions."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
+
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
+from mlapi.adapters.sql.rows import SESSION_COLUMNS, dict_writer, read_session
+from mlapi.adapters.sql.tables import sessions
+from mlapi.domain.sessions import Session, SessionId
+from mlapi.domain.users import UserId
+
+_WITH_ID = sessions.c.id == bindparam("by_id")
+_FIND = select(*SESSION_COLUMNS).where(_WITH_ID)
+_LIST = select(*SESSION_COLUMNS).order_by(sessions.c.seen_datetime.desc(), sessions.c.id)
+_TOUCH = (
+    update(sessions).where(_WITH_ID, sessions.c.seen_datetime < bindparam("at")).values(seen_datetime=bindparam("at"))
+)
+_REMOVE = delete(sessions).where(_WITH_ID)
+_OLDEST = (
+    select(sessions.c.id)
+    .where(sessions.c.expires_datetime < bindparam("before"))
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)  # another process may be purging too
+)
+_PURGE = delete(sessions).where(sessions.c.id.in_(_OLDEST))
+
+_row = dict_writer(Session, sessions)
+
+
+class SqlSessions:
+    """`Sessions` in SQLite or PostgreSQL.
+
+    Args:
+        database: contains the table.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, session: Session) -> None:
+        self._database.write(lambda connection: connection.execute(insert(sessions), _row(session)).rowcount)
+
+    def find(self, session_id: SessionId) -> Session | None:
+        if not is_storable_text(session_id):
+            return None
+        row = self._database.browse(lambda connection: connection.execute(_FIND, {"by_id": session_id}).one_or_none())
+        return None if row is None else read_session(row)
+
+    def touch(self, session_id: SessionId, at: datetime) -> None:
+        if is_storable_text(session_id):
+            parameters = {"by_id": session_id, "at": at}
+            self._database.write(lambda connection: connection.execute(_TOUCH, parameters).rowcount)
+
+    def remove(self, session_id: SessionId) -> bool:
+        if not is_storable_text(session_id):
+            return False
+        return bool(
+            self._database.write(lambda connection: connection.execute(_REMOVE, {"by_id": session_id}).rowcount)
+        )
+
+    def remove_others(self, session: Session) -> int:
+        is_owner = (
+            sessions.c.user_id == session.user_id if session.manager is None else sessions.c.manager == session.manager
+        )
+        others = delete(sessions).where(is_owner, sessions.c.id != session.id)
+        return self._database.write(lambda connection: connection.execute(others).rowcount)
+
+    def list_by_manager(self, name: str | None, *, limit: int) -> list[Session]:
+        if name is None:
+            return self._list(sessions.c.manager.is_not(None), limit)
+        return self._list(sessions.c.manager == name, limit) if is_storable_text(name) else []
+
+    def list_by_user(self, user_id: UserId, *, limit: int) -> list[Session]:
+        return self._list(sessions.c.user_id == user_id, limit) if is_storable_user_id(user_id) else []
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        parameters = {"before": before, "limit": limit}
+        return self._database.write(lambda connection: connection.execute(_PURGE, parameters).rowcount)
+
+    def _list(self, condition: ColumnElement[Any], limit: int) -> list[Session]:
+        page = _LIST.where(condition).limit(limit)
+        return [read_session(row) for row in self._database.browse(lambda connection: connection.execute(page).all())]
