@@ -12,6 +12,7 @@ from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.bootstrap import open_guard, open_service
 from mlapi.bootstrap.storages import open_database
 from mlapi.config import Settings
+from mlapi.domain.audit import AuditFilter
 from mlapi.domain.rules import UserFilter
 from mlapi.entrypoints.cli import main
 
@@ -42,7 +43,7 @@ def run_service(settings: Settings) -> None:
         admitted = [each.check(credential) for each in (service.access.guard, guard) for credential in (token, api_key)]
         disabled = users.set_enabled(user_id=zoe.id, enabled=False)
         (found,) = users.list_page(limit=10, matching=UserFilter(containing="zoe@"))
-        entries = users.list_audit_page(user_id=zoe.id)
+        entries = users.list_audit_page(matching=AuditFilter(user_id=zoe.id))
         with open_database(settings) as database, database.engine.connect() as connection:
             (read_by_pandas,) = connection.scalars(text("SELECT created_datetime FROM users WHERE username = 'Zoë'"))
         with open_database(settings) as database:

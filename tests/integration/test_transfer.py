@@ -29,6 +29,7 @@ from mlapi.application.user_import import Row, Summary, UserImport
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.config.files import read_yaml
+from mlapi.domain.audit import Action, AuditFilter
 from mlapi.domain.errors import FieldError
 from mlapi.entrypoints.cli import main
 from mlapi.entrypoints.cli.operator import account_name
@@ -41,10 +42,10 @@ ADA = "ada,ada@example.com,difference engine\n"
 BOB = "bob,bob@example.com,battery\n"
 
 
-def audit_time(action: str, user: User) -> datetime:
+def audit_time(action: Action, user: User) -> datetime:
     """Return the time of the audit entry for an action on a user."""
     with open_users(load_settings()) as users:
-        (entry,) = [entry for entry in users.list_audit_page(user_id=user.id) if entry.action == action]
+        (entry,) = users.list_audit_page(matching=AuditFilter(user_id=user.id, action=action))
     return entry.at
 
 

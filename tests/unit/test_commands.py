@@ -250,9 +250,14 @@ def test_repr_of_an_update_hides_personal_data() -> None:
 
 @pytest.mark.parametrize("text", ["", "a" * 201, "a\nb", "\ud800", "a\u202eb"])
 def test_actor_with_an_invalid_name_is_rejected(text: str) -> None:
-    for fields in ({"name": text}, {"name": "admin", "request_id": text}):
+    for name, request_id in ((text, None), ("admin", text)):
         with pytest.raises(ValueError, match="1 to 200 visible characters"):
-            Actor(**fields)
+            Actor(name, request_id)
+
+
+def test_actor_of_a_bulk_change_needs_a_request_id() -> None:
+    assert Actor("admin", "request-7").repeated() == Actor("admin", "request-7", is_repeated=True)
+    assert Actor("admin").repeated() == Actor("admin")
 
 
 def test_user_can_be_registered_as_disabled() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlapi.domain.audit import AuditId
+from mlapi.domain.audit import AuditFilter, AuditId
 from mlapi.domain.errors import (
     FieldError,
     InvalidFieldsError,
@@ -599,10 +599,21 @@ def test_users_query_is_parsed() -> None:
 
 
 def test_audit_query_is_parsed() -> None:
-    assert queries.parse_audit_query(b"") == AuditQuery(user_id=None, limit=100, after=None)
+    assert queries.parse_audit_query(b"") == AuditQuery(limit=100, after=None)
     assert queries.parse_audit_query(b"user_id=7&limit=1&after=0") == AuditQuery(
-        user_id=UserId(7), limit=1, after=AuditId(0)
+        matching=AuditFilter(user_id=UserId(7)), limit=1, after=AuditId(0)
     )
+    noon = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    query = b"action=remove&actor=manager%20alice&since=2026-11-23T12:00:00Z&until=2026-11-23T14:00:00%2B01:00"
+    matching = AuditFilter(action="remove", actor="manager alice", since=noon, until=noon + timedelta(minutes=60))
+    assert queries.parse_audit_query(query) == AuditQuery(matching=matching)
+    assert queries.parse_audit_query(query).is_search
+
+
+@pytest.mark.parametrize("query", [b"action=removed", b"actor=", b"since=2026-11-23", b"until=now"])
+def test_invalid_audit_filter_is_rejected(query: bytes) -> None:
+    with pytest.raises(InvalidFieldsError):
+        queries.parse_audit_query(query)
 
 
 @pytest.mark.parametrize("parse", [queries.parse_users_query, queries.parse_audit_query])

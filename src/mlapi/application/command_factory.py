@@ -64,6 +64,7 @@ class CommandFactory:
         password_policy: checks new passwords.
         plans: returns the plans that users can have.
         actor: recorded in the audit trail as the author of the changes.
+        keeps_names: whether the audit trail keeps the names of removed users.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class CommandFactory:
         password_policy: PasswordPolicy,
         plans: Callable[[], Plans],
         actor: Actor,
+        keeps_names: bool,
     ) -> None:
         self.cipher = cipher
         self._clock = clock
         self._password_policy = password_policy
         self._plans = plans
         self.actor = actor
+        self._keeps_names = keeps_names
 
     @property
     def plans(self) -> Plans:
@@ -180,7 +183,7 @@ class CommandFactory:
         return IssueToken(user_id=user_id, at=self._clock(), actor=self.actor)
 
     def prepare_remove(self, *, user_id: UserId) -> Remove:
-        return Remove(user_id=user_id, at=self._clock(), actor=self.actor)
+        return Remove(user_id=user_id, keeps_name=self._keeps_names, at=self._clock(), actor=self.actor)
 
     def prepare_remove_api_key(self, key_id: ApiKeyId, *, owner: UserId | None = None) -> RemoveApiKey:
         return RemoveApiKey(key_id=key_id, owner=owner, at=self._clock(), actor=self.actor)

@@ -6,7 +6,7 @@ from datetime import date, datetime
 
 from mlapi.domain.allowances import Allowances, Draw, Drawn
 from mlapi.domain.attempts import WindowCount
-from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
+from mlapi.domain.audit import EVERY_ENTRY, AuditEntry, AuditFilter, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
@@ -335,8 +335,21 @@ class PreparedAuditTrail:
         self._repository = repository
         self._preparation = preparation
 
-    def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
-        return self._prepared().list_page(after=after, limit=limit, user_id=user_id)
+    def list_page(
+        self,
+        *,
+        after: AuditId | None = None,
+        newer_than: AuditId | None = None,
+        limit: int,
+        matching: AuditFilter = EVERY_ENTRY,
+    ) -> list[AuditEntry]:
+        return self._prepared().list_page(after=after, newer_than=newer_than, limit=limit, matching=matching)
+
+    def count_bulk(self, bulk_ids: Sequence[str], *, limit: int) -> list[int]:
+        return self._prepared().count_bulk(bulk_ids, limit=limit)
+
+    def find_removals(self, user_ids: Sequence[UserId]) -> list[AuditEntry]:
+        return self._prepared().find_removals(user_ids)
 
     def count_per_day(self, *, since: datetime) -> list[DailyCount]:
         return self._prepared().count_per_day(since=since)

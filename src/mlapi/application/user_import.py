@@ -165,6 +165,7 @@ class UserImport:
         self._importer = importer
         self._rejects = rejects
         self._actor = actor
+        self._has_first = False  # whether a row has the actor without `is_repeated`
         self._threads = threads
         self._dry_run = dry_run
         self._is_hashing = is_costly(users.cipher) and not dry_run
@@ -213,12 +214,17 @@ class UserImport:
         candidates = [candidate for candidate in validated if isinstance(candidate, _Candidate)]
         found = dict(zip(candidates, self._users.repository.find_many([one.key for one in candidates]), strict=True))
 
+        first = None if self._has_first else next((one for one in candidates if found[one] is None), None)
+        self._has_first = self._has_first or first is not None
+        repeated = self._actor.repeated()
+
         def prepare(row: _Candidate | InvalidFieldsError) -> _Prepared:
             if isinstance(row, InvalidFieldsError):
                 return row
             if (existing := found[row]) is not None:
                 return UserExistsError(existing.id)
-            return row if self._dry_run else row.to_command(self._users, self._actor)
+            actor = self._actor if row is first else repeated
+            return row if self._dry_run else row.to_command(self._users, actor)
 
         # argon2 releases the GIL, so threads speed up hashing. Other rows would gain nothing from threads.
         in_threads = any(map(self._needs_hashing, rows))

@@ -11,7 +11,7 @@ from typing import Unpack, final, overload
 
 from mlapi.application.command_factory import CommandFactory, UserChanges, UserDetails
 from mlapi.domain.actors import UNKNOWN_ACTOR, Actor
-from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
+from mlapi.domain.audit import EVERY_ENTRY, AuditEntry, AuditFilter, AuditId, DailyCount
 from mlapi.domain.commands import ApiKeyCommand, Command, Reencrypt, Result, UpdateUser, UserChange, UserCommand
 from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.errors import ChangeRejectedError, InvalidFieldsError, MlapiError, UserNotFoundError
@@ -33,6 +33,7 @@ class Users(CommandFactory):
         password_policy: checks new passwords.
         plans: returns the plans that users can have.
         actor: recorded in the audit trail as the author of the changes.
+        keeps_names: whether the audit trail keeps the names of removed users.
 
     >>> from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
     >>> users = Users(InMemoryUserRepository(), PlainCipher())
@@ -50,8 +51,11 @@ class Users(CommandFactory):
         password_policy: PasswordPolicy = PasswordPolicy(),  # noqa: B008 - frozen
         plans: Callable[[], Plans] = Plans,
         actor: Actor = UNKNOWN_ACTOR,
+        keeps_names: bool = True,
     ) -> None:
-        super().__init__(cipher, clock=clock, password_policy=password_policy, plans=plans, actor=actor)
+        super().__init__(
+            cipher, clock=clock, password_policy=password_policy, plans=plans, actor=actor, keeps_names=keeps_names
+        )
         self.repository = repository
 
     def as_actor(self, actor: Actor) -> "Users":
@@ -63,6 +67,7 @@ class Users(CommandFactory):
             password_policy=self._password_policy,
             plans=self._plans,
             actor=actor,
+            keeps_names=self._keeps_names,
         )
 
     def register(self, *, username: str, password: str, email: str, **details: Unpack[UserDetails]) -> User:
@@ -231,19 +236,26 @@ class Users(CommandFactory):
         self.repository.check()
 
     def list_audit_page(
-        self, *, after: AuditId | None = None, limit: int = 100, user_id: UserId | None = None
+        self,
+        *,
+        after: AuditId | None = None,
+        newer_than: AuditId | None = None,
+        limit: int = 100,
+        matching: AuditFilter = EVERY_ENTRY,
     ) -> list[AuditEntry]:
         """Return a page of audit entries, the newest first.
 
         Args:
             after: the last id of the previous page; None for the first page.
+            newer_than: the first id of the next page, to go back a page.
             limit: maximum number of entries to return.
-            user_id: return only entries about this user, who may have been removed. None returns all entries.
+            matching: return only the entries that it matches.
 
         Raises:
             RepositoryUnavailableError: if the database is unavailable.
         """
-        return self.repository.audit.list_page(after=after, limit=limit, user_id=user_id)
+        audit = self.repository.audit
+        return audit.list_page(after=after, newer_than=newer_than, limit=limit, matching=matching)
 
     def count_actions_per_day(self, since: datetime) -> list[DailyCount]:
         """Count the successful actions per day, in UTC, in entries written at ``since`` or later.

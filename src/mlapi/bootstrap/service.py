@@ -83,7 +83,13 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
         repository = prepare_on_first_use(storage.users, preparation)
         cipher, tokens = ReloadingCipher(secrets.reloader), ReloadingTokens(secrets.reloader)
         plans = reloading_plans(settings)
-        users = Users(repository, cipher, password_policy=password_policy(settings), plans=plans)
+        users = Users(
+            repository,
+            cipher,
+            password_policy=password_policy(settings),
+            plans=plans,
+            keeps_names=settings.audit.names,
+        )
         counts = PreparedAttemptCounts(storage.attempts, preparation)
         attempts = FixedWindowAttemptLimiter(counts, AttemptLimits(**attrs.asdict(settings.logins)))
         usage = PreparedUsage(storage.usage, preparation)

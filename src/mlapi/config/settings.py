@@ -151,6 +151,9 @@ class AuditSettings:
     days: int = 365
     """Audit entries are deleted after this many days; 0 keeps them indefinitely."""
 
+    names: bool = True
+    """Whether the audit trail keeps the names of removed users."""
+
 
 @attrs.frozen(kw_only=True)
 class UsageSettings:

@@ -17,6 +17,8 @@ class Actor:
     ``name`` is a role, an id or the name of a program. It is never a username or an e-mail address, because audit
     entries outlive their user.
 
+    ``is_repeated`` is True for every change of a bulk request after the first one; see `repeated`.
+
     Raises:
         ValueError: if ``name`` or ``request_id`` is empty, longer than `MAX_ACTOR_CHARS`, or contains control or
             invisible characters.
@@ -24,6 +26,7 @@ class Actor:
 
     name: str = attrs.field(default="library")
     request_id: str | None = None
+    is_repeated: bool = False
 
     @name.validator
     def _check(self, _attribute: object, name: str) -> None:
@@ -35,6 +38,13 @@ class Actor:
     def from_user_id(cls, user_id: UserId, request_id: str | None = None) -> "Actor":
         """Return the actor for changes that users make to their own account."""
         return cls(f"user {user_id}", request_id)
+
+    def repeated(self) -> "Actor":
+        """Return the actor for the changes of a bulk request after the first one, such as the rows of an import.
+
+        Lists of the audit trail can fold these changes into the first one. An actor without a request id is unchanged.
+        """
+        return self if self.request_id is None else Actor(self.name, self.request_id, is_repeated=True)
 
     @property
     def is_anonymous(self) -> bool:

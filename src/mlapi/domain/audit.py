@@ -1,11 +1,11 @@
 """The audit trail: who changed which user or manager, how and when.
 
 Each entry is written in the same transaction as the change. Entries outlive their user, so they contain the user's id
-but no personal data.
+but no personal data. The name of a removed user is the only exception; see `Remove.keeps_name`.
 """
 
 import json
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Literal, NewType
 
 import attrs
@@ -36,6 +36,7 @@ from mlapi.domain.errors import (
     LinkNotFoundError,
     PasswordChangedError,
     TooManyApiKeysError,
+    UserChangedError,
     UserExistsError,
     UserNotFoundError,
     UserReferencedError,
@@ -47,6 +48,8 @@ from mlapi.domain.users import MAX_USER_ID, User, UserId, to_utc
 AuditId = NewType("AuditId", int)
 """The id of an entry. Later entries have larger ids, but simultaneous entries may be in any order."""
 UNSAVED_ID = AuditId(0)
+MAX_CLOCK_DIFFERENCE = timedelta(hours=1)
+"""The maximum difference between the clocks of several machines. Ids increase, but times may be out of order."""
 
 Action = Literal[
     "register",
@@ -70,6 +73,7 @@ Result = Literal[
     "user_exists",
     "user_not_found",
     "password_changed",
+    "user_changed",
     "api_key_not_found",
     "too_many_api_keys",
     "link_not_found",
@@ -102,6 +106,7 @@ _RESULTS: dict[type[Outcome], Result] = {
     UserExistsError: "user_exists",
     UserNotFoundError: "user_not_found",
     PasswordChangedError: "password_changed",
+    UserChangedError: "user_changed",
     ApiKeyNotFoundError: "api_key_not_found",
     TooManyApiKeysError: "too_many_api_keys",
     LinkNotFoundError: "link_not_found",
@@ -119,6 +124,7 @@ class AuditEntry:
     unknown, or if the database rejected a registration or the removal of an API key.
     ``api_key_id`` is set only if an API key was added or removed. ``changes`` is the JSON text of `describe_changes`,
     or of the changes to a manager.
+    ``bulk_id`` is the request id if the entry belongs to a bulk request, such as an import, but is not its first one.
     """
 
     id: AuditId = UNSAVED_ID
@@ -130,6 +136,41 @@ class AuditEntry:
     outcome: Result
     request_id: str | None
     changes: str | None = None
+    bulk_id: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class AuditFilter:
+    """Selects audit entries. An entry must match all values that are set.
+
+    Attributes:
+        user_id: the user that was changed, who may have been removed.
+        action: what was done.
+        actor: the name of the actor.
+        since: the entry was written at this time or later.
+        until: the entry was written before this time.
+        is_folded: omit all entries of a bulk request except the first one.
+    """
+
+    user_id: UserId | None = None
+    action: Action | None = None
+    actor: str | None = None
+    since: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
+    until: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
+    is_folded: bool = False
+
+    def matches(self, entry: AuditEntry) -> bool:
+        return (
+            self.user_id in {None, entry.user_id}
+            and self.action in {None, entry.action}
+            and self.actor in {None, entry.actor}
+            and (self.since is None or entry.at >= self.since)
+            and (self.until is None or entry.at < self.until)
+            and not (self.is_folded and entry.bulk_id)
+        )
+
+
+EVERY_ENTRY = AuditFilter()
 
 
 @attrs.frozen
@@ -161,7 +202,8 @@ def make_audit_entry(command: Command, outcome: Outcome) -> AuditEntry | None:
         api_key_id=outcome.id if isinstance(outcome, ApiKey) else None,
         outcome=get_result(outcome),
         request_id=command.actor.request_id,
-        changes=_encode_changes(outcome, is_new=isinstance(command, Register)),
+        changes=_encode_changes(command, outcome),
+        bulk_id=(command.actor.request_id or "") if command.actor.is_repeated else "",
     )
 
 
@@ -213,15 +255,17 @@ def _get_user_id(command: Command, outcome: Outcome) -> UserId | None:
     return UserId(user_id) if user_id is not None and 0 < user_id <= MAX_USER_ID else None
 
 
-def _encode_changes(outcome: Outcome, *, is_new: bool) -> str | None:
+def _encode_changes(command: Command, outcome: Outcome) -> str | None:
     if isinstance(outcome, UserChange):
         changes = describe_changes(outcome.before, outcome.after)
     elif isinstance(outcome, Link):
         changes = {"purpose": outcome.purpose}
     elif isinstance(outcome, Redemption):
         changes = {"purpose": outcome.link.purpose, **describe_changes(outcome.before, outcome.after)}
-    elif isinstance(outcome, User) and is_new:
+    elif isinstance(command, Register) and isinstance(outcome, User):
         changes = describe_changes(None, outcome)
+    elif isinstance(command, Remove) and command.keeps_name and isinstance(outcome, User):
+        changes = {"username": [outcome.username, None]}
     else:
         return None
     return json.dumps(changes, ensure_ascii=False) if changes else None

@@ -20,6 +20,7 @@ from mlapi.domain.errors import (
     LinkNotFoundError,
     PasswordChangedError,
     TooManyApiKeysError,
+    UserChangedError,
     UserExistsError,
     UserNotFoundError,
     UserReferencedError,
@@ -222,6 +223,10 @@ def _to_expiry(expires: datetime | Extension | Unchanged | None) -> datetime | E
     return to_utc(expires) if isinstance(expires, datetime) else expires
 
 
+def _to_stored_expiry(expires: datetime | Unchanged | None) -> datetime | Unchanged | None:
+    return to_utc(expires) if isinstance(expires, datetime) else expires
+
+
 @attrs.frozen(kw_only=True)
 class UpdateUser:
     """Change a user's name, e-mail address, expiry, plan or metadata. Tokens and API keys stay valid.
@@ -230,7 +235,11 @@ class UpdateUser:
 
     ``expires`` is a time, None, or an `Extension` of the current expiry. ``metadata`` replaces all keys.
 
-    Rejected with `UserExistsError` if another user has the new name.
+    If ``replacing_expires`` or ``replacing_metadata`` is set, it is the stored value that the change is based on. For
+    example, a page extends access only from the expiry that it shows, so that a form sent twice extends it once.
+
+    Rejected with `UserExistsError` if another user has the new name, and with `UserChangedError` if a stored value is
+    no longer the one that the change is based on.
 
     Raises:
         InvalidFieldsError: if the username or the e-mail address violates a rule. Reports only the first invalid field.
@@ -242,6 +251,8 @@ class UpdateUser:
     expires: datetime | Extension | Unchanged | None = attrs.field(default=UNCHANGED, converter=_to_expiry)
     plan: str | Unchanged | None = UNCHANGED
     metadata: Metadata | Unchanged = attrs.field(default=UNCHANGED, repr=False)
+    replacing_expires: datetime | Unchanged | None = attrs.field(default=UNCHANGED, converter=_to_stored_expiry)
+    replacing_metadata: Metadata | Unchanged = attrs.field(default=UNCHANGED, repr=False)
     at: datetime = attrs.field(converter=to_utc)
     actor: Actor = UNKNOWN_ACTOR
     username_key: UsernameKey | None = attrs.field(init=False, repr=False)
@@ -255,7 +266,12 @@ class UpdateUser:
         if not isinstance(email, Unchanged):
             InvalidFieldsError.raise_for([("email", find_email_error(email))])
 
-    def apply_to(self, user: User) -> UserChange:
+    def apply_to(self, user: User) -> UserChange | UserChangedError:
+        if not (
+            self.replacing_expires in {UNCHANGED, user.expires_datetime}
+            and self.replacing_metadata in {UNCHANGED, user.metadata}
+        ):
+            return UserChangedError(user.id)
         expires = self.expires
         if isinstance(expires, Extension):
             expires = expires.extend(user.expires_datetime, self.at)
@@ -272,9 +288,13 @@ class UpdateUser:
 
 @attrs.frozen(kw_only=True)
 class Remove:
-    """Remove a user, and the user's API keys and one-time links. The id is never used again."""
+    """Remove a user, and the user's API keys and one-time links. The id is never used again.
+
+    ``keeps_name`` is whether the audit trail keeps the user's name.
+    """
 
     user_id: UserId
+    keeps_name: bool = True
     at: datetime = attrs.field(factory=utc_now, converter=to_utc)
     actor: Actor = UNKNOWN_ACTOR
 
@@ -340,6 +360,7 @@ Rejection = (
     UserExistsError
     | UserNotFoundError
     | PasswordChangedError
+    | UserChangedError
     | ApiKeyNotFoundError
     | TooManyApiKeysError
     | LinkNotFoundError

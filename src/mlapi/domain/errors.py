@@ -5,6 +5,7 @@ MlapiError
 ├── UserExistsError                  the username is taken
 ├── UserNotFoundError                no user has this id
 ├── PasswordChangedError             the password was changed concurrently
+├── UserChangedError                 the user was changed concurrently
 ├── ApiKeyNotFoundError              no API key has this id
 ├── TooManyApiKeysError              the user has as many API keys as allowed
 ├── ManagerExistsError               the name of a manager is taken
@@ -97,6 +98,16 @@ class PasswordChangedError(MlapiError):
 
     def __str__(self) -> str:
         return f"the password of user {self.user_id} was changed concurrently"
+
+
+@attrs.frozen
+class UserChangedError(MlapiError):
+    """Another request changed a value that the caller expected to be unchanged."""
+
+    user_id: int
+
+    def __str__(self) -> str:
+        return f"user {self.user_id} was changed concurrently"
 
 
 @attrs.frozen

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol, runtime_checkable
 
 from mlapi.domain.attempts import Attempt, WindowCount
-from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
+from mlapi.domain.audit import EVERY_ENTRY, AuditEntry, AuditFilter, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, IssuedToken, Principal, PrincipalId, TokenClaims
 from mlapi.domain.links import Link, LinkId
@@ -24,14 +24,31 @@ class AuditTrail(Protocol):
     unavailable.
     """
 
-    def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+    def list_page(
+        self,
+        *,
+        after: AuditId | None = None,
+        newer_than: AuditId | None = None,
+        limit: int,
+        matching: AuditFilter = EVERY_ENTRY,
+    ) -> list[AuditEntry]:
         """Return a page of entries, the newest (highest id) first.
 
         Args:
             after: the last id of the previous page; None for the first page. It may be larger than any existing id.
+            newer_than: to go back a page, the first id of the next page: return the oldest entries with higher ids.
             limit: maximum number of entries to return.
-            user_id: return only entries about this user, who may have been removed. None returns all entries.
+            matching: return only the entries that it matches. Use an index if ``is_folded`` is set. Ids are in the
+                order of times, except that the clocks of several machines may differ by up to an hour.
         """
+        ...
+
+    def count_bulk(self, bulk_ids: Sequence[str], *, limit: int) -> list[int]:
+        """Return the number of entries with each ``bulk_id``, up to a limit. Use an index."""
+        ...
+
+    def find_removals(self, user_ids: Sequence[UserId]) -> list[AuditEntry]:
+        """Return the entries about the removal of these users, in any order. Omit unknown and existing users."""
         ...
 
     def count_per_day(self, *, since: datetime) -> list[DailyCount]:

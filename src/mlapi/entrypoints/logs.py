@@ -2,11 +2,19 @@
 
 import json
 import logging
+import random
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("REQUEST_ID", default=None)
+
+
+def generate_request_id() -> str:
+    """Return 64 random bits in hex, to find the log lines and audit entries of one request."""
+    return f"{random.getrandbits(64):016x}"
+
+
 """The id of the current request, or None outside a request."""
 
 Format = Literal["text", "json"]

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
 
 import attrs
 
@@ -15,7 +16,7 @@ from mlapi import (
     UserRepository,
 )
 from mlapi.domain.actors import ANYONE
-from mlapi.domain.audit import UNSAVED_ID, Action, AuditId, DailyCount
+from mlapi.domain.audit import UNSAVED_ID, Action, AuditFilter, AuditId, DailyCount
 from mlapi.domain.commands import (
     AddApiKey,
     ChangePassword,
@@ -87,6 +88,7 @@ class AuditTrailContract:
                 api_key_id=key_id,
                 outcome="done",
                 request_id="request-7",
+                changes='{"username": ["ada", null]}' if action == "remove" else None,
             )
             for action, key_id in expected
         ]
@@ -126,10 +128,11 @@ class AuditTrailContract:
                 UpdateUser(user_id=NO_USER, plan="free", at=LATER),
                 registration("bob"),
                 UpdateUser(user_id=ada.id, username="BOB", plan="pro", at=LATER),
+                UpdateUser(user_id=ada.id, plan="pro", replacing_expires=NOON, at=LATER),
             ]
         )
 
-        entries = repository.audit.list_page(limit=7)
+        entries = repository.audit.list_page(limit=8)
         assert [
             (entry.action, entry.outcome, entry.user_id, entry.changes and json.loads(entry.changes))
             for entry in reversed(entries)
@@ -155,6 +158,7 @@ class AuditTrailContract:
             ("update", "done", ada.id, None),
             ("update", "user_not_found", NO_USER, None),
             ("update", "user_exists", ada.id, None),
+            ("update", "user_changed", ada.id, None),
         ]
 
     def test_rejected_registration_without_credentials_has_no_entry(self, repository: UserRepository) -> None:
@@ -198,17 +202,96 @@ class AuditTrailContract:
             ("register", ada.id),
         ]
         assert first + second == everything
-        assert audit.list_page(limit=10, user_id=ada.id) == [everything[0], everything[2]]
-        assert audit.list_page(limit=10, user_id=ada.id, after=everything[0].id) == [everything[2]]
+        matching = AuditFilter(user_id=ada.id)
+        assert audit.list_page(limit=10, matching=matching) == [everything[0], everything[2]]
+        assert audit.list_page(limit=10, matching=matching, after=everything[0].id) == [everything[2]]
+        assert audit.list_page(limit=1, newer_than=everything[2].id) == [everything[1]]
+        assert audit.list_page(limit=9, newer_than=everything[2].id) == everything[:2]
         assert audit.list_page(limit=10, after=everything[-1].id) == []
+
+    def test_entries_are_filtered_by_action_actor_and_time(self, repository: UserRepository) -> None:
+        alice, root = Actor("manager alice", "request-7"), Actor("import by root", "request-8")
+        users = [registered(repository, name, actor=actor) for name, actor in (("ada", alice), ("bob", root))]
+        for user, actor in zip(users, (alice, Actor("admin")), strict=True):
+            apply_one(repository, SetEnabled(user_id=user.id, enabled=False, at=LATER, actor=actor))
+        entries = repository.audit.list_page(limit=10)
+
+        def numbers(**fields: Any) -> list[list[int]]:
+            pages = [
+                repository.audit.list_page(limit=10, matching=AuditFilter(**fields, is_folded=is_folded))
+                for is_folded in (False, True)
+            ]
+            return [[len(entries) - entries.index(entry) for entry in page] for page in pages]
+
+        assert numbers() == [[4, 3, 2, 1]] * 2
+        assert numbers(action="disable") == [[4, 3]] * 2
+        assert numbers(actor="manager alice") == [[3, 1]] * 2
+        assert numbers(actor="admin") == [[4]] * 2
+        assert numbers(actor="import by root", action="register") == [[2]] * 2
+        assert numbers(actor="import by root", action="disable") == [[]] * 2
+        assert numbers(since=LATER) == [[4, 3]] * 2
+        assert numbers(until=LATER, user_id=users[1].id) == [[2]] * 2
+        assert numbers(since=NOON, until=NOON + SECOND) == [[2, 1]] * 2
+        assert numbers(since=datetime.min.replace(tzinfo=UTC), until=datetime.max.replace(tzinfo=UTC)) == numbers()
+
+    def test_times_are_filtered_although_clocks_differ(self, repository: UserRepository) -> None:
+        minutes = [0, 50, 10, 90, 70, 200, 150]
+        times = [NOON + minute * timedelta(minutes=1) for minute in minutes]
+        for number, time in enumerate(times):
+            apply_one(repository, registration(f"user {number}", at=time))
+
+        for since, until in ((10, 70), (50, 90), (70, 200), (0, 999)):
+            matching = AuditFilter(
+                since=NOON + since * timedelta(minutes=1), until=NOON + until * timedelta(minutes=1), is_folded=True
+            )
+            found = repository.audit.list_page(limit=10, matching=matching)
+            assert [entry.at for entry in found] == [
+                time for minute, time in reversed([*zip(minutes, times, strict=True)]) if since <= minute < until
+            ]
+
+    def test_entries_of_a_bulk_request_are_folded(self, repository: UserRepository) -> None:
+        actor, other = Actor("import by root", "request-7"), Actor("admin", "request-8")
+        first = registered(repository, "ada", actor=actor)
+        bob, eve = (registered(repository, name, actor=actor.repeated()) for name in ("bob", "eve"))
+        apply_one(repository, SetEnabled(user_id=bob.id, enabled=False, at=LATER, actor=other))
+        audit, folded = repository.audit, AuditFilter(is_folded=True)
+
+        page = audit.list_page(limit=10, matching=folded)
+
+        assert [(entry.actor, entry.user_id, entry.bulk_id) for entry in page] == [
+            ("admin", bob.id, ""),
+            ("import by root", first.id, ""),
+        ]
+        assert audit.list_page(limit=1, matching=folded, after=page[0].id) == page[1:]
+        assert audit.list_page(limit=1, matching=folded, newer_than=page[1].id) == page[:1]
+        assert [entry.user_id for entry in audit.list_page(limit=10)] == [bob.id, eve.id, bob.id, first.id]
+        assert audit.count_bulk(["request-7", "request-8", "request-9"], limit=10) == [2, 0, 0]
+        assert audit.count_bulk(["request-7"], limit=1) == [1]
+        assert audit.count_bulk([], limit=1) == []
+
+    def test_removals_are_found_with_the_names(self, repository: UserRepository) -> None:
+        ada, bob, eve = (registered(repository, name) for name in ("ada", "bob", "eve"))
+        apply_one(repository, Remove(user_id=ada.id, at=LATER))
+        apply_one(repository, Remove(user_id=bob.id, keeps_name=False, at=LATER))
+        apply_one(repository, Remove(user_id=bob.id, at=LATER))
+
+        found = repository.audit.find_removals([ada.id, bob.id, eve.id, NO_USER])
+
+        assert sorted((entry.user_id or 0, entry.changes) for entry in found) == [
+            (ada.id, '{"username": ["ada", null]}'),
+            (bob.id, None),
+        ]
 
     def test_entries_can_be_listed_by_any_id(self, repository: UserRepository) -> None:
         registered(repository)
 
-        assert [repository.audit.list_page(limit=10, user_id=user_id) for user_id in UNKNOWN_IDS] == [[]] * len(
-            UNKNOWN_IDS
-        )
+        assert [
+            repository.audit.list_page(limit=10, matching=AuditFilter(user_id=user_id)) for user_id in UNKNOWN_IDS
+        ] == [[]] * len(UNKNOWN_IDS)
         assert len(repository.audit.list_page(limit=10, after=AuditId(10**30))) == 1
+        assert repository.audit.list_page(limit=10, newer_than=AuditId(10**30)) == []
+        assert repository.audit.find_removals(UNKNOWN_IDS) == []
+        assert repository.audit.list_page(limit=10, matching=AuditFilter(actor="a\0b")) == []
         assert repository.audit.list_page(limit=10, after=AuditId(0)) == []
 
     def test_entries_are_counted_by_day_in_utc(self, repository: UserRepository) -> None:

@@ -8,7 +8,7 @@ import attrs
 from mlapi.adapters.memory import InMemoryAllowances, InMemoryUserRepository
 from mlapi.application.authentication import Access
 from mlapi.application.limits import Limiter
-from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
+from mlapi.domain.audit import EVERY_ENTRY, AuditEntry, AuditFilter, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, ApiKeyId, Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
@@ -87,7 +87,20 @@ def make_limiter(repository: InMemoryUserRepository, plans: Plans, *, clock: Clo
 class UnavailableAuditTrail:
     """An `AuditTrail` that always raises `RepositoryUnavailableError`."""
 
-    def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+    def list_page(
+        self,
+        *,
+        after: AuditId | None = None,
+        newer_than: AuditId | None = None,
+        limit: int,
+        matching: AuditFilter = EVERY_ENTRY,
+    ) -> list[AuditEntry]:
+        raise RepositoryUnavailableError("simulated outage")
+
+    def count_bulk(self, bulk_ids: Sequence[str], *, limit: int) -> list[int]:
+        raise RepositoryUnavailableError("simulated outage")
+
+    def find_removals(self, user_ids: Sequence[UserId]) -> list[AuditEntry]:
         raise RepositoryUnavailableError("simulated outage")
 
     def count_per_day(self, *, since: datetime) -> list[DailyCount]:

@@ -18,6 +18,7 @@ from mlapi.domain.commands import (
     UpdateUser,
     UserChange,
 )
+from mlapi.domain.errors import UserChangedError
 from mlapi.domain.expiry import Extension
 from mlapi.domain.metadata import NO_METADATA, Metadata
 from mlapi.domain.rules import canonical_username
@@ -63,6 +64,26 @@ class UserUpdateContract:
             metadata=NO_METADATA,
         )
         assert repository.get(bob.id) == bob
+
+    def test_change_based_on_an_old_value_is_rejected(self, repository: UserRepository) -> None:
+        ada = registered(repository, expires_datetime=LATER)
+        month = UpdateUser(user_id=ada.id, expires=Extension(months=1), replacing_expires=LATER, at=NOON)
+
+        outcomes = repository.apply([month, month])
+
+        changed = repository.get(ada.id)
+        assert outcomes == [UserChange(ada, changed), UserChangedError(ada.id)]
+        assert changed.expires_datetime == Extension(months=1).extend(LATER, NOON)
+        new = Metadata.from_object({"a": 1})
+        edits = [
+            UpdateUser(user_id=ada.id, username="eve", metadata=new, replacing_metadata=NO_METADATA, at=NOON)
+            for _ in range(2)
+        ]
+        first, second = repository.apply(edits)
+        assert isinstance(first, UserChange)
+        assert (first.after.username, first.after.metadata, second) == ("eve", new, UserChangedError(ada.id))
+        never = UpdateUser(user_id=ada.id, expires=None, replacing_expires=None, at=NOON)
+        assert apply_one(repository, never) == UserChangedError(ada.id)
 
     @pytest.mark.parametrize(
         ("expiry", "expected"),

@@ -10,7 +10,7 @@ import attrs
 
 from mlapi.adapters.memory.outbox import InMemoryOutbox
 from mlapi.adapters.memory.usage import InMemoryUsage
-from mlapi.domain.audit import AuditEntry, AuditId, DailyCount, make_audit_entry
+from mlapi.domain.audit import EVERY_ENTRY, AuditEntry, AuditFilter, AuditId, DailyCount, make_audit_entry
 from mlapi.domain.commands import (
     AddApiKey,
     ApiKeyCommand,
@@ -21,6 +21,7 @@ from mlapi.domain.commands import (
     Register,
     Remove,
     UpdateUser,
+    UserChange,
     UserCommand,
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyId, ApiKeyPrincipal, Principal, PrincipalId
@@ -52,13 +53,36 @@ class InMemoryAuditTrail:
             self._last_id += 1
             self._entries.append(attrs.evolve(entry, id=AuditId(self._last_id)))
 
-    def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+    def list_page(
+        self,
+        *,
+        after: AuditId | None = None,
+        newer_than: AuditId | None = None,
+        limit: int,
+        matching: AuditFilter = EVERY_ENTRY,
+    ) -> list[AuditEntry]:
+        with self._lock:
+            found = [
+                entry
+                for entry in reversed(self._entries)
+                if (after is None or entry.id < after)
+                and (newer_than is None or entry.id > newer_than)
+                and matching.matches(entry)
+            ]
+        return found[:limit] if newer_than is None else found[-limit:]
+
+    def count_bulk(self, bulk_ids: Sequence[str], *, limit: int) -> list[int]:
+        with self._lock:
+            counts = Counter(entry.bulk_id for entry in self._entries)
+        return [min(counts[bulk_id], limit) for bulk_id in bulk_ids]
+
+    def find_removals(self, user_ids: Sequence[UserId]) -> list[AuditEntry]:
         with self._lock:
             return [
                 entry
-                for entry in reversed(self._entries)
-                if (after is None or entry.id < after) and user_id in {None, entry.user_id}
-            ][:limit]
+                for entry in self._entries
+                if entry.action == "remove" and entry.outcome == "done" and entry.user_id in user_ids
+            ]
 
     def count_per_day(self, *, since: datetime) -> list[DailyCount]:
         with self._lock:
@@ -265,15 +289,16 @@ class InMemoryUserRepository:
     def _update(self, command: UpdateUser) -> Outcome:
         if (stored := self._users.get(command.user_id)) is None:
             return UserNotFoundError(command.user_id)
-        if command.username_key is not None:
+        change = command.apply_to(stored)
+        if command.username_key is not None and isinstance(change, UserChange):
             if (holder := self._ids.get(command.username_key, stored.id)) != stored.id:
                 return UserExistsError(holder)
             del self._ids[canonical_username(stored.username)]
             self._ids[command.username_key] = stored.id
-        change = command.apply_to(stored)
-        self._users[stored.id] = change.after
-        if change.before.email != change.after.email:
-            self.links.remove_of_user(stored.id)
+        if isinstance(change, UserChange):
+            self._users[stored.id] = change.after
+            if change.before.email != change.after.email:
+                self.links.remove_of_user(stored.id)
         return change
 
     def _add_api_key(self, command: AddApiKey) -> Outcome:

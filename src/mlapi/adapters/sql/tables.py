@@ -126,6 +126,9 @@ attempts = Table(
     Column("expires_at", Double, nullable=False, index=True),  # seconds since 1970
 )
 
+RARE_ACTORS_UNFOLDED = "bulk_id = '' AND actor NOT IN ('admin', 'anyone')"
+"""The entries in the index of actors. A query must contain the same text to use it."""
+
 audit = Table(
     "mlapi_audit",
     metadata,
@@ -138,6 +141,16 @@ audit = Table(
     Column("outcome", String, nullable=False),
     Column("request_id", String),
     Column("changes", String),  # JSON
+    Column("bulk_id", String, nullable=False, server_default=text("''")),
+    Index("ix_mlapi_audit_bulk_id", "bulk_id", "action", "id"),
+    # The actors of most requests are left out, so that frequent changes do not pay for this index.
+    Index(
+        "ix_mlapi_audit_actor",
+        "actor",
+        "id",
+        postgresql_where=text(RARE_ACTORS_UNFOLDED),
+        sqlite_where=text(RARE_ACTORS_UNFOLDED),
+    ),
     sqlite_autoincrement=True,
 )
 

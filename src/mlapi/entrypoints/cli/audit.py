@@ -1,14 +1,14 @@
 """``mlapi audit``: read the audit trail."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from mlapi.application.users import Users
-from mlapi.domain.audit import AuditEntry
+from mlapi.domain.audit import Action, AuditEntry, AuditFilter
 from mlapi.domain.errors import UserNotFoundError
 from mlapi.domain.users import UserId
 from mlapi.entrypoints.cli.operator import open_users_as_operator
@@ -19,8 +19,6 @@ from mlapi.entrypoints.cli.times import PastTime
 from mlapi.entrypoints.wire.responses import AuditEntryResponse
 
 _PAGE_SIZE = 500
-_MAX_DISORDER = timedelta(hours=1)
-"""The maximum difference between the clocks of several machines. Ids increase, but times may be out of order."""
 
 _COLUMNS: list[Column[AuditEntryResponse]] = [
     Column(heading="TIME (UTC)", cell=lambda entry: format_time(entry.at, seconds=True)),
@@ -42,16 +40,28 @@ def audit_commands() -> None:
 @audit_commands.command("list")
 @click.option("--user", metavar="USER", help="Only changes to this user. A removed user must be named by id.")
 @reference_options
+@click.option("--action", type=click.Choice(get_args(Action)), metavar="ACTION", help="Only this action.")
+@click.option("--actor", metavar="ACTOR", help="Only changes by this actor, such as admin or 'manager alice'.")
 @click.option("--since", type=PastTime(), metavar="TIME", help="Only newer entries: 30d, or a date or time.")
+@click.option("--until", type=PastTime(), metavar="TIME", help="Only older entries: 30d, or a date or time.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N entries.")
 @list_format_options
 def audit_list(
-    *, user: str | None, reference: str | None, since: datetime | None, limit: int | None, list_format: str | None
+    *,
+    user: str | None,
+    reference: str | None,
+    action: Action | None,
+    actor: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int | None,
+    list_format: str | None,
 ) -> None:
     """List who changed which user, newest first."""
     with open_users_as_operator() as users:
         user_id = None if user is None else _find_user_id(users, user, reference)
-        entries = islice(_iterate_entries(users, user_id, since), limit)
+        matching = AuditFilter(user_id=user_id, action=action, actor=actor, since=since, until=until)
+        entries = islice(_iterate_entries(users, matching), limit)
         rows = map(AuditEntryResponse.from_entry, entries)
         show_rows(rows, _COLUMNS, AuditEntryResponse, list_format, empty="no entries found")
 
@@ -63,12 +73,10 @@ def _find_user_id(users: Users, text: str, reference: str | None) -> UserId:
         return UserId(error.user_id)
 
 
-def _iterate_entries(users: Users, user_id: UserId | None, since: datetime | None) -> Iterator[AuditEntry]:
+def _iterate_entries(users: Users, matching: AuditFilter) -> Iterator[AuditEntry]:
     last = None
-    while page := users.list_audit_page(after=last, limit=_PAGE_SIZE, user_id=user_id):
-        yield from (entry for entry in page if since is None or entry.at >= since)
-        if since is not None and all(entry.at < since - _MAX_DISORDER for entry in page):
-            return
+    while page := users.list_audit_page(after=last, limit=_PAGE_SIZE, matching=matching):
+        yield from page
         last = page[-1].id
 
 

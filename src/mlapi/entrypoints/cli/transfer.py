@@ -21,6 +21,7 @@ from mlapi.entrypoints.cli.output import EXIT_INTERRUPTED, EXIT_PARTIAL, Command
 from mlapi.entrypoints.cli.selection import filter_options
 from mlapi.entrypoints.cli.user_files import FileFormat, read_rows, write_users
 from mlapi.entrypoints.http.thread_pool import cores
+from mlapi.entrypoints.logs import generate_request_id
 
 _PAGE_SIZE = 2_000
 _FORMAT_BY_SUFFIX: dict[str, FileFormat] = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -67,7 +68,7 @@ def users_import(
     file_format = file_format or _format_of(file)
     path = rejects or (Path() if file == STDIO else file.parent) / f"{_name_of(file)}.rejects.jsonl"
     with command_errors(), open_input(file) as stream, closing(RejectsFile(path, source=stream)) as report:
-        settings, actor = load_settings(), Actor(f"import by {account_name()}")
+        settings, actor = load_settings(), Actor(f"import by {account_name()}", generate_request_id())
         with open_user_import(settings, report, actor=actor, threads=cores(), dry_run=dry_run) as importing:
             rows = read_rows(stream, file_format, ignore_columns=ignore_columns)
             _run(importing, rows, size_bytes=size_of(stream))

@@ -18,7 +18,7 @@ async def show_activity(request: PageRequest) -> Response:
         request.runtime.users.list_audit_page,
         after=query.after,
         limit=query.limit + 1,  # fetch one more entry to find out whether there is a next page
-        user_id=query.user_id,
+        matching=query.matching,
     )
     found = await (request.search(list_page) if query.is_search else request.runtime.executor.read_page(list_page))
     entries, has_more = found[: query.limit], len(found) > query.limit
@@ -27,7 +27,7 @@ async def show_activity(request: PageRequest) -> Response:
         request,
         "activity.html",
         entries=entries,
-        user_id=query.user_id,
+        user_id=query.matching.user_id,
         first_page=urlencode(user_filter) if query.after is not None else None,
         next_page=urlencode({**user_filter, "after": entries[-1].id}) if has_more else None,
     )

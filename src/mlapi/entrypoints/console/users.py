@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from mlapi.application.user_search import FoundUsers
 from mlapi.application.users import Users
-from mlapi.domain.audit import AuditEntry
+from mlapi.domain.audit import AuditEntry, AuditFilter
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import FieldError, InvalidFieldsError, SearchUnavailableError, UserExistsError
 from mlapi.domain.expiry import Extension, parse_extension
@@ -311,7 +311,7 @@ async def user_page(
     def read() -> tuple[User, list[ApiKey], list[AuditEntry], UsageOverview]:
         users = request.runtime.users
         user, keys = users.get(user_id), users.list_api_keys(user_id)
-        entries = users.list_audit_page(limit=RECENT_ENTRIES, user_id=user_id)
+        entries = users.list_audit_page(limit=RECENT_ENTRIES, matching=AuditFilter(user_id=user_id))
         return user, keys, entries, read_overview(request.runtime.usage, default_days(), user_id)
 
     user, keys, entries, usage = await request.runtime.executor.read_page(read)

@@ -318,7 +318,9 @@ async def remove_api_key(request: Request) -> Response:
 async def audit(request: Request) -> Response:
     runtime = _runtime(request)
     query = queries.parse_audit_query(request.scope["query_string"])
-    list_page = partial(runtime.users.list_audit_page, after=query.after, limit=query.limit + 1, user_id=query.user_id)
+    list_page = partial(
+        runtime.users.list_audit_page, after=query.after, limit=query.limit + 1, matching=query.matching
+    )
     executor = runtime.executor
     page = await (executor.search(request.receive, list_page) if query.is_search else executor.read_page(list_page))
     return responses.audit_page(page[: query.limit], more=len(page) > query.limit)

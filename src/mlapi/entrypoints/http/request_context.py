@@ -1,7 +1,6 @@
 """Set request ids, deadlines and security headers, measure requests, and keep credentials out of the access log."""
 
 import logging
-import random
 import re
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from mlapi.domain.addresses import Network
 from mlapi.entrypoints.http.middleware import error_log, send_response
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.root_path import remove_repeated_root
-from mlapi.entrypoints.logs import REQUEST_ID
+from mlapi.entrypoints.logs import REQUEST_ID, generate_request_id
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.error_responses import http_error_response
 from mlapi.entrypoints.wire.headers import header_values
@@ -71,7 +70,7 @@ class RequestContextMiddleware:
         proxied = _proxied_client(scope, receive, runtime.trusted_proxies)
         address = None if proxied is None else proxied.resolve_address(runtime.trusted_proxies)
         scope = _correct_access_log(scope, address)
-        request_id = (proxied and _forwarded_id(scope)) or f"{random.getrandbits(64):016x}"
+        request_id = (proxied and _forwarded_id(scope)) or generate_request_id()
         has_disconnected = partial(_has_disconnected, send)
         token, deadline_token = REQUEST_ID.set(request_id), start_deadline(is_disconnected=has_disconnected)
         status = CLIENT_CLOSED_REQUEST

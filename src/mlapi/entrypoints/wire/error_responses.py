@@ -25,6 +25,7 @@ from mlapi.domain.errors import (
     ServiceUnavailableError,
     TooManyApiKeysError,
     TooManyAttemptsError,
+    UserChangedError,
     UserDisabledError,
     UserExistsError,
     UserNotFoundError,
@@ -91,6 +92,12 @@ _ENTRIES = (
         HTTPStatus.CONFLICT,
         "The password was changed by another request, log in again",
         "Another request changed the password at the same time.",
+    ),
+    ErrorEntry(
+        UserChangedError(1),
+        HTTPStatus.CONFLICT,
+        "The user was changed by another request, check them and try again",
+        "Another request changed the user at the same time.",
     ),
     ErrorEntry(
         UserReferencedError(1),

@@ -10,9 +10,10 @@ from urllib.parse import parse_qsl
 import attrs
 import msgspec
 
-from mlapi.domain.audit import AuditId
+from mlapi.domain.actors import MAX_ACTOR_CHARS
+from mlapi.domain.audit import EVERY_ENTRY, Action, AuditFilter, AuditId
 from mlapi.domain.errors import FieldError, InvalidFieldsError
-from mlapi.domain.rules import EVERY_USER, MAX_USERNAME_CHARS, UserFilter, has_invisible
+from mlapi.domain.rules import EVERY_USER, MAX_USERNAME_CHARS, UserFilter, find_text_error, has_invisible
 from mlapi.domain.usage import DayRange, UsagePosition
 from mlapi.domain.users import UserId, UserState, to_utc
 from mlapi.entrypoints.wire.errors import MAX_QUERY_BYTES
@@ -42,14 +43,14 @@ class UsersQuery:
 class AuditQuery:
     """The parsed query string of ``GET /audit``."""
 
-    user_id: UserId | None = None
+    matching: AuditFilter = EVERY_ENTRY
     limit: int = DEFAULT_PAGE_SIZE
     after: AuditId | None = None
 
     @property
     def is_search(self) -> bool:
         """Whether the query may have to read many entries to fill a page."""
-        return self.user_id is not None
+        return self.matching != EVERY_ENTRY
 
 
 @attrs.frozen(kw_only=True)
@@ -95,7 +96,13 @@ def parse_audit_query(query: bytes) -> AuditQuery:
     """
     values = _parse(split_query(query), AUDIT_PARAMETERS)
     return AuditQuery(
-        user_id=parse_user_id(values["user_id"]) if "user_id" in values else None,
+        matching=AuditFilter(
+            user_id=parse_user_id(values["user_id"]) if "user_id" in values else None,
+            action=cast("Action | None", values.get("action")),
+            actor=values.get("actor"),
+            since=_parse_time(values["since"]) if "since" in values else None,
+            until=_parse_time(values["until"]) if "until" in values else None,
+        ),
         limit=int(values.get("limit", DEFAULT_PAGE_SIZE)),
         after=AuditId(parse_user_id(values["after"])) if "after" in values else None,
     )
@@ -263,6 +270,7 @@ def _find_position_error(text: str) -> str | None:
 
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DATE_ERROR = "must be a date such as 2030-01-31"
+ACTIONS: tuple[str, ...] = get_args(Action)
 STATES: tuple[str, ...] = get_args(UserState)
 USERS_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "enabled": lambda text: None if text in {"0", "1"} else "must be 0 or 1",
@@ -278,6 +286,10 @@ VERIFY_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
 }
 AUDIT_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "user_id": _find_id_error,
+    "action": lambda text: None if text in ACTIONS else f"must be {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]}",
+    "actor": lambda text: find_text_error(text, MAX_ACTOR_CHARS),
+    "since": _find_time_error,
+    "until": _find_time_error,
     "limit": _find_page_size_error,
     "after": _find_id_error,
 }

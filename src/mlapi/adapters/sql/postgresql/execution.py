@@ -32,6 +32,7 @@ from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     RepositoryUnavailableError,
     TooManyApiKeysError,
+    UserChangedError,
     UserExistsError,
     UserNotFoundError,
 )
@@ -241,6 +242,8 @@ def _change(connection: "BoundedConnection", command: UpdateUser) -> Outcome:
     if not found:
         return UserNotFoundError(command.user_id)
     change = command.apply_to(rows.read_user(found[0]))
+    if isinstance(change, UserChangedError):
+        return change
     holder = _change_row(connection, statements.change_row(command, change.after))
     if holder is not None:
         return UserExistsError(holder)

@@ -30,7 +30,13 @@ from mlapi.domain.commands import (
     UserCommand,
 )
 from mlapi.domain.credentials import ApiKey
-from mlapi.domain.errors import ApiKeyNotFoundError, TooManyApiKeysError, UserExistsError, UserNotFoundError
+from mlapi.domain.errors import (
+    ApiKeyNotFoundError,
+    TooManyApiKeysError,
+    UserChangedError,
+    UserExistsError,
+    UserNotFoundError,
+)
 from mlapi.domain.links import AddLink, Link, Redemption
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.outbox import QueuedMail, make_queued_mails
@@ -114,6 +120,8 @@ def _change(connection: sqlite3.Connection, command: UpdateUser) -> Outcome:
     if row is None:
         return UserNotFoundError(command.user_id)
     change = command.apply_to(reading.read_user(row))
+    if isinstance(change, UserChangedError):
+        return change
     try:
         _fetch_one(connection, sql.CHANGE_USER, _encode_times(statements.change_row(command, change.after)))
     except sqlite3.IntegrityError:

@@ -1,4 +1,4 @@
-"""Add pending users, and the tables for managers, sessions, one-time links, mail, logins and activity."""
+"""Add pending users, bulk changes, and the tables for managers, sessions, links, mail, logins and activity."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,6 +10,7 @@ down_revision = "0005"
 def upgrade() -> None:
     op.add_column("users", sa.Column("pending", sa.String()))
     _create_user_indexes(is_postgresql=op.get_bind().dialect.name == "postgresql")
+    _extend_audit()
     _create_tables()
     _fill_activity()
 
@@ -29,9 +30,16 @@ def _create_user_indexes(*, is_postgresql: bool) -> None:
         _create_partial_index("ix_users_disabled", ["created_datetime", "id"], "enabled IS 0")
 
 
-def _create_partial_index(name: str, columns: list[str], condition: str) -> None:
+def _create_partial_index(name: str, columns: list[str], condition: str, table: str = "users") -> None:
     where = sa.text(condition)
-    op.create_index(name, "users", columns, postgresql_where=where, sqlite_where=where)
+    op.create_index(name, table, columns, postgresql_where=where, sqlite_where=where)
+
+
+def _extend_audit() -> None:
+    op.add_column("mlapi_audit", sa.Column("bulk_id", sa.String(), nullable=False, server_default=sa.text("''")))
+    op.create_index("ix_mlapi_audit_bulk_id", "mlapi_audit", ["bulk_id", "action", "id"])
+    condition = "bulk_id = '' AND actor NOT IN ('admin', 'anyone')"
+    _create_partial_index("ix_mlapi_audit_actor", ["actor", "id"], condition, "mlapi_audit")
 
 
 def _create_tables() -> None:
@@ -127,3 +135,6 @@ def downgrade() -> None:
     op.drop_column("users", "pending")
     op.drop_index("ix_users_expires_datetime", "users")
     _create_partial_index("ix_users_expires_datetime", ["expires_datetime"], "expires_datetime IS NOT NULL")
+    for name in ("bulk_id", "actor"):
+        op.drop_index(f"ix_mlapi_audit_{name}", "mlapi_audit")
+    op.drop_column("mlapi_audit", "bulk_id")
