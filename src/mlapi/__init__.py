@@ -11,6 +11,7 @@ from mlapi.application.admissions import Admission
 from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.domain.actors import Actor
 from mlapi.domain.audit import AuditEntry
+from mlapi.domain.audit_trail import AuditTrail
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.errors import (
@@ -34,7 +35,7 @@ from mlapi.domain.errors import (
 )
 from mlapi.domain.expiry import Extension
 from mlapi.domain.plans import RequestLimitReachedError
-from mlapi.domain.ports import AttemptLimiter, AuditTrail, Clock, PasswordCipher, TokenIssuer, UserRepository
+from mlapi.domain.ports import AttemptLimiter, Clock, PasswordCipher, TokenIssuer, UserRepository
 from mlapi.domain.rules import PasswordPolicy, UserFilter
 from mlapi.domain.storage import Storage
 from mlapi.domain.users import User, UserId

@@ -42,7 +42,7 @@ from mlapi.domain.commands import (
     UpdateUser,
     UserChange,
 )
-from mlapi.domain.errors import LinkNotAllowedError, LinkNotFoundError, TooManyApiKeysError
+from mlapi.domain.errors import LinkNotAllowedError, LinkNotFoundError, TooManyApiKeysError, UserChangedError
 from mlapi.domain.links import AddLink, Link, LinkId, RedeemLink, Redemption
 from mlapi.domain.users import EncryptedPassword
 
@@ -79,6 +79,7 @@ REJECTIONS: list[Rejection] = [
     UserExistsError(7),
     UserNotFoundError(7),
     PasswordChangedError(7),
+    UserChangedError(7),
     ApiKeyNotFoundError("x"),
     TooManyApiKeysError(7, 10),
     LinkNotFoundError(),
@@ -114,6 +115,18 @@ def test_rejected_anonymous_registration_is_not_audited(outcome: Outcome) -> Non
     entry = make_audit_entry(command, outcome)
 
     assert (entry is None) == isinstance(outcome, UserExistsError)
+
+
+def test_name_of_a_removed_user_is_kept_if_configured() -> None:
+    users = Users(InMemoryUserRepository(), PlainCipher(), keeps_names=False).as_actor(Actor("admin"))
+    for name in ("ada", "bob"):
+        users.register(username=name, password="difference engine", email=f"{name}@example.com")
+
+    users.remove(user_id=UserId(1))
+    Users(users.repository, PlainCipher()).remove(user_id=UserId(2))
+
+    entries = users.repository.audit.find_removals([UserId(1), UserId(2)])
+    assert [entry.changes for entry in entries] == [None, '{"username": ["bob", null]}']
 
 
 @pytest.mark.parametrize("command", INTERNAL, ids=lambda command: type(command).__name__)

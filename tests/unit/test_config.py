@@ -452,7 +452,7 @@ def test_settings_repr_contains_no_secrets() -> None:
         " registration=RegistrationSettings(open=True, verify_email=False),"
         " registrations=RegistrationLimitSettings(per_address=None), management=ManagementSettings(local=True),"
         " mail=MailSettings(from_=None, templates=None),"
-        " audit=AuditSettings(days=365), usage=UsageSettings(days=400), keys=KeySettings(per_user=10),"
+        " audit=AuditSettings(days=365, names=True), usage=UsageSettings(days=400), keys=KeySettings(per_user=10),"
         " account=AccountSettings(enabled=True, keys=True, login_days=90), logging=LoggingSettings(format=None),"
         " metrics=MetricsSettings(open=False),"
         " plans={}, default_plan=None)"

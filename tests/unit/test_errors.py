@@ -24,12 +24,13 @@ from mlapi import (
     UserPendingError,
     UserReferencedError,
 )
-from mlapi.domain.errors import FieldError
+from mlapi.domain.errors import FieldError, UserChangedError
 
 MESSAGES: list[tuple[MlapiError, str]] = [
     (UserExistsError(7), "user 7 already has this username"),
     (UserNotFoundError(7), "user 7 does not exist"),
     (PasswordChangedError(7), "the password of user 7 was changed concurrently"),
+    (UserChangedError(7), "user 7 was changed concurrently"),
     (ApiKeyNotFoundError("0123456789abcdef"), "this API key does not exist"),
     (
         ChangeRejectedError(None, "a constraint failed"),

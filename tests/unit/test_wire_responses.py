@@ -32,6 +32,7 @@ from mlapi.domain.errors import (
     ServiceUnavailableError,
     TooManyApiKeysError,
     TooManyAttemptsError,
+    UserChangedError,
     UserDisabledError,
     UserExistsError,
     UserNotFoundError,
@@ -219,6 +220,12 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
     (
         PasswordChangedError(7),
         Response(HTTPStatus.CONFLICT, b'{"message":"The password was changed by another request, log in again"}'),
+    ),
+    (
+        UserChangedError(7),
+        Response(
+            HTTPStatus.CONFLICT, b'{"message":"The user was changed by another request, check them and try again"}'
+        ),
     ),
     (
         UserReferencedError(7),

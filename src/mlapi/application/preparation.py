@@ -7,6 +7,7 @@ from datetime import date, datetime
 from mlapi.domain.allowances import Allowances, Draw, Drawn
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import EVERY_ENTRY, AuditEntry, AuditFilter, AuditId, DailyCount
+from mlapi.domain.audit_trail import AuditTrail
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
@@ -20,7 +21,7 @@ from mlapi.domain.managers import (
     ManagerTokenId,
     NonblockingManagers,
 )
-from mlapi.domain.ports import AttemptCounts, AuditTrail, NonblockingLookup, UserRepository
+from mlapi.domain.ports import AttemptCounts, NonblockingLookup, UserRepository
 from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRepository, UsageRow, UserTotal

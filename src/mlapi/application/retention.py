@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 
 import attrs
 
+from mlapi.domain.audit_trail import AuditTrail
 from mlapi.domain.errors import MlapiError
 from mlapi.domain.logins import Logins
-from mlapi.domain.ports import AuditTrail, Clock
+from mlapi.domain.ports import Clock
 from mlapi.domain.usage import UsageRepository
 from mlapi.domain.users import to_utc, utc_now
 from mlapi.forks import call_in_children

@@ -34,9 +34,10 @@ from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
 from mlapi.config.plan_reload import reloading_plans
+from mlapi.domain.audit_trail import AuditTrail
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.logins import Logins
-from mlapi.domain.ports import AttemptCounts, AttemptLimiter, AuditTrail
+from mlapi.domain.ports import AttemptCounts, AttemptLimiter
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import UsageRepository

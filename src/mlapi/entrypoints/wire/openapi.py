@@ -13,6 +13,7 @@ import attrs
 import msgspec
 
 from mlapi import __version__
+from mlapi.domain.actors import MAX_ACTOR_CHARS
 from mlapi.domain.errors import InvalidFieldsError, MlapiError, UserExistsError
 from mlapi.domain.rules import MAX_USERNAME_CHARS
 from mlapi.entrypoints.wire import examples, patterns
@@ -21,7 +22,7 @@ from mlapi.entrypoints.wire.fields import describe_expiry
 from mlapi.entrypoints.wire.headers import FORM
 from mlapi.entrypoints.wire.operation import Operation
 from mlapi.entrypoints.wire.operations import OPERATIONS
-from mlapi.entrypoints.wire.queries import DEFAULT_PAGE_SIZE, DEFAULT_USAGE_DAYS, MAX_PAGE_SIZE, STATES
+from mlapi.entrypoints.wire.queries import ACTIONS, DEFAULT_PAGE_SIZE, DEFAULT_USAGE_DAYS, MAX_PAGE_SIZE, STATES
 from mlapi.entrypoints.wire.requests import UpdateUserRequest
 from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, ResponseBody, UserMessage
 
@@ -30,6 +31,7 @@ Schema = dict[str, Any]
 
 _ID: Schema = {"type": "integer", "minimum": 0}
 _DAY: Schema = {"type": "string", "format": "date"}
+_TIME: Schema = {"type": "string", "format": "date-time"}
 _PATH_PARAMETERS: Mapping[str, Schema] = {
     "user_id": {"description": "Id of the user.", "schema": _ID, "example": 1},
     "permission": {
@@ -82,6 +84,14 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
         "schema": {"type": "integer", "enum": [0, 1], "default": 1},
     },
     "user_id": {"description": "Only list changes to this user, even if they have since been removed.", "schema": _ID},
+    "action": {"description": "Only list this action.", "schema": {"type": "string", "enum": list(ACTIONS)}},
+    "actor": {
+        "description": "Only list changes by this actor.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ACTOR_CHARS},
+        "example": "manager alice",
+    },
+    "since": {"description": "Only list changes at this time or later.", "schema": _TIME},
+    "until": {"description": "Only list changes before this time.", "schema": _TIME},
     "limit": {
         "description": "Maximum number of items on the page.",
         "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE, "default": DEFAULT_PAGE_SIZE},
