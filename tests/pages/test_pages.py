@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import attrs
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize
+from playwright.sync_api import Page, ViewportSize
 
-from tests.e2e.browser import BrowserMonitor
-from tests.pages.visits import ROLES, VISITS, Visit, pattern_of, patterns
+from tests.pages.tabs import Tab
+from tests.pages.visits import VISITS, Visit, pattern_of, patterns
 from tests.pages.world import World
 
 AXE = Path(__file__).parent / "axe"
@@ -47,35 +47,7 @@ VARIANTS = (
 ALL_VARIANTS = (*VARIANTS, Variant("desktop-dark", 1280, "dark"), Variant("phone", 390, "light"))
 
 
-@attrs.frozen
-class Tab:
-    """A page of the browser, with what it contacted and reported."""
-
-    page: Page
-    monitor: BrowserMonitor
-
-
-@pytest.fixture(scope="module")
-def tabs(browser: Browser, world: World) -> Iterator[dict[str, Tab]]:
-    """The tab of each role, signed in. It loads axe-core into every page."""
-    tabs = {}
-    for role, sign_in in ROLES.items():
-        context = browser.new_context(reduced_motion="reduce", base_url=world.server.base)
-        page = context.new_page()
-        sign_in(page)
-        page.add_init_script(path=AXE / "axe.min.js")
-        tabs[role] = Tab(page, BrowserMonitor(context))
-    yield tabs
-    for tab in tabs.values():
-        tab.page.context.close()
-
-
-def _case(visit: Visit) -> object:
-    marks = [pytest.mark.xfail(strict=False, reason="Swagger UI has its own colors")] if visit.name == "docs" else []
-    return pytest.param(visit, id=visit.name, marks=marks)
-
-
-@pytest.mark.parametrize("visit", [_case(visit) for visit in VISITS])
+@pytest.mark.parametrize("visit", VISITS, ids=lambda visit: visit.name)
 def test_page_is_accessible_and_legible(
     tabs: dict[str, Tab], world: World, visit: Visit, request: pytest.FixtureRequest
 ) -> None:

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.static_files import REVALIDATE, StaticFile, StaticFiles
 from mlapi.entrypoints.wire.openapi import DescribedAccess, openapi
-from mlapi.entrypoints.wire.paths import DOCS_PATH, OPENAPI_PATH
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH
 
 # Swagger UI sets styles through the DOM, which style-src does not restrict. Its style sheet contains data: images.
 CONTENT_SECURITY_POLICY = (
@@ -20,9 +20,10 @@ CONTENT_SECURITY_POLICY = (
 )
 _FILES = StaticFiles(
     {
-        "swagger-ui.css": ("static/swagger-ui/swagger-ui.css", "text/css"),
-        "swagger-ui-bundle.js": ("static/swagger-ui/swagger-ui-bundle.js", "text/javascript"),
-        "docs.js": ("static/docs.js", "text/javascript"),
+        "swagger-ui.css": ("text/css", "static/swagger-ui/swagger-ui.css"),
+        "docs.css": ("text/css", "static/colors.css", "static/docs.css"),
+        "swagger-ui-bundle.js": ("text/javascript", "static/swagger-ui/swagger-ui-bundle.js"),
+        "docs.js": ("text/javascript", "static/docs.js"),
     }
 )
 
@@ -63,19 +64,30 @@ def _openapi_file(access: DescribedAccess) -> StaticFile:
 
 @cache
 def _page() -> StaticFile:
-    folder = DOCS_PATH.removeprefix("/")
+    folder, console, openapi_json = (path.removeprefix("/") for path in (DOCS_PATH, CONSOLE_PATH, OPENAPI_PATH))
     html = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>mlapi</title>
+<meta name="color-scheme" content="light dark">
+<title>API · mlapi</title>
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="{folder}/{_FILES.url("swagger-ui.css")}">
+<link rel="stylesheet" href="{folder}/{_FILES.url("docs.css")}">
 <script defer src="{folder}/{_FILES.url("swagger-ui-bundle.js")}"></script>
 <script defer src="{folder}/{_FILES.url("docs.js")}"></script>
 </head>
-<body><div id="swagger-ui"></div></body>
+<body>
+<a class="skip" href="#operations">Skip to main content</a>
+<header class="bar"><nav class="bar-inner" aria-label="Pages">
+<a class="brand" href="{console}">mlapi</a>
+<a href="{console}">Users</a>
+<a href="{folder}" aria-current="page">API</a>
+</nav></header>
+<div id="swagger-ui"></div>
+<noscript><p>This page needs JavaScript. The description without it: <a href="{openapi_json}">openapi.json</a>.</p></noscript>
+</body>
 </html>
 """
     return StaticFile(html.encode("utf-8"), "text/html")

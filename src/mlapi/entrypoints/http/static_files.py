@@ -51,10 +51,11 @@ class StaticFiles:
     """Files under URLs of the form ``<digest>/<name>``, which clients may cache for a year.
 
     Args:
-        sources: a mapping from names to the path below ``mlapi/entrypoints`` and the media type.
+        sources: a mapping from names to the media type and the paths below ``mlapi/entrypoints``. The files at these
+            paths are served as one.
     """
 
-    def __init__(self, sources: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(self, sources: Mapping[str, tuple[str, ...]]) -> None:
         self._sources = sources
 
     def url(self, name: str) -> str:
@@ -72,6 +73,6 @@ class StaticFiles:
     def _files(self) -> Mapping[str, StaticFile]:
         folder = files("mlapi.entrypoints")
         return {
-            name: StaticFile(folder.joinpath(path).read_bytes(), media_type)
-            for name, (path, media_type) in self._sources.items()
+            name: StaticFile(b"".join(folder.joinpath(path).read_bytes() for path in paths), media_type)
+            for name, (media_type, *paths) in self._sources.items()
         }

@@ -11,10 +11,10 @@ from mlapi.entrypoints.pages.request import PageRequest
 ASSETS_PATH = "/static/"
 _FILES = StaticFiles(
     {
-        "pages.css": ("pages/static/pages.css", "text/css"),
-        "icon.svg": ("pages/static/icon.svg", "image/svg+xml; charset=utf-8"),
-        "copy.js": ("pages/static/copy.js", "text/javascript"),
-        "htmx.min.js": ("static/htmx/htmx.min.js", "text/javascript"),
+        "pages.css": ("text/css", "static/colors.css", "pages/static/pages.css"),
+        "icon.svg": ("image/svg+xml; charset=utf-8", "pages/static/icon.svg"),
+        "copy.js": ("text/javascript", "pages/static/copy.js"),
+        "htmx.min.js": ("text/javascript", "static/htmx/htmx.min.js"),
     }
 )
 
