@@ -86,7 +86,7 @@ def _page() -> StaticFile:
 <a href="{folder}" aria-current="page">API</a>
 </nav></header>
 <div id="swagger-ui"></div>
-<noscript><p>This page needs JavaScript. The description without it: <a href="{openapi_json}">openapi.json</a>.</p></noscript>
+<noscript><p>Without JavaScript, read <a href="{openapi_json}">openapi.json</a>.</p></noscript>
 </body>
 </html>
 """
