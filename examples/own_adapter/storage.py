@@ -95,6 +95,7 @@ class JournalStorage:
             fingerprint=_last_fingerprint(entries),
             users=len(users),
             plans=count_plans(users),
+            managers=tuple(repository.managers.list_all()),
             latest_change=max((user.updated_datetime for user in users), default=None),
         )
 

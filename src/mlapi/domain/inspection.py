@@ -7,6 +7,7 @@ from typing import Literal
 
 import attrs
 
+from mlapi.domain.managers import Manager
 from mlapi.domain.users import User
 
 Kind = Literal["mlapi", "legacy", "other", "empty"]
@@ -27,6 +28,8 @@ class Inspection:
     users: int = 0
     plans: tuple[tuple[str, int], ...] = ()
     """See `count_plans`."""
+    managers: tuple[Manager, ...] = ()
+    """All managers, sorted by name; empty if the schema is outdated."""
     misnamed: tuple[int, ...] = ()
     """Ids of users whose stored canonical username is wrong, so look-ups by name do not find them."""
     unreadable: int = 0

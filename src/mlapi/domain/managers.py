@@ -263,7 +263,7 @@ def make_manager_entry(command: ManagerCommand, outcome: ManagerOutcome) -> Audi
     if isinstance(outcome, Manager):
         changes["role"] = outcome.role
         if not isinstance(command, RemoveManager) and outcome.expires_datetime is not None:
-            changes["expires_at"] = outcome.expires_datetime.isoformat().replace("+00:00", "Z")
+            changes["token_expires_at"] = outcome.expires_datetime.isoformat().replace("+00:00", "Z")
     elif isinstance(command, AddManager):
         changes["role"] = command.manager.role
     return AuditEntry(

@@ -160,7 +160,7 @@ class ManagersContract:
                 changes=json.dumps({"manager": "alice", "role": "admin", **more}),
             )
             for at, action, more in [
-                (NOON, "add_manager", {"expires_at": "2026-11-24T13:00:00.123456Z"}),
+                (NOON, "add_manager", {"token_expires_at": "2026-11-24T13:00:00.123456Z"}),
                 (LATER, "rotate_manager", {}),
                 (LATER, "remove_manager", {}),
             ]

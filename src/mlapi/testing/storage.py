@@ -288,6 +288,11 @@ class StorageContract(
 
         assert storage.inspect(find_password_error=None).plans == (("free", 1), ("pro", 2))
 
+    def test_inspection_lists_the_managers(self, storage: Storage) -> None:
+        managers = tuple(added(storage.managers, name, number) for number, name in enumerate(("alice", "bob")))
+
+        assert storage.inspect(find_password_error=None).managers == managers
+
     def test_inspected_times_have_a_time_zone(self, storage: Storage) -> None:
         registered(storage.users)
 

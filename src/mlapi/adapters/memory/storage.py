@@ -79,6 +79,7 @@ class InMemoryStorage:
             fingerprint=self._fingerprint,
             users=len(users),
             plans=count_plans(users),
+            managers=tuple(self.managers.list_all()),
             latest_change=max((user.updated_datetime for user in users), default=None),
         )
 

@@ -6,6 +6,7 @@ from sqlalchemy import Connection, func, inspect, select
 
 from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import is_legacy, legacy_users
+from mlapi.adapters.sql.managers import list_managers
 from mlapi.adapters.sql.revisions import HEAD, VERSION_TABLE
 from mlapi.adapters.sql.schema import current_revision
 from mlapi.adapters.sql.tables import key_check, users
@@ -29,6 +30,7 @@ def inspect_database(connection: Connection, *, find_password_error: Callable[[s
         fingerprint=connection.scalar(select(key_check.c.value)) if kind == "mlapi" else None,
         users=_count(connection) if kind in {"mlapi", "legacy"} else 0,
         plans=_count_plans(connection) if revision == HEAD else (),
+        managers=list_managers(connection) if revision == HEAD else (),
         misnamed=_misnamed(connection) if kind == "mlapi" else (),
         unreadable=sum(find_password_error is not None and find_password_error(value) is not None for value in sample),
         sampled=len(sample),

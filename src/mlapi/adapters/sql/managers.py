@@ -25,7 +25,6 @@ from mlapi.domain.managers import (
 _WITH_NAME = managers.c.name == bindparam("by_name")
 _SELECT = select(*MANAGER_COLUMNS)
 _FIND = _SELECT.where(_WITH_NAME)
-_LIST = _SELECT.order_by(managers.c.name)
 _REMOVE = delete(managers).where(_WITH_NAME).returning(*MANAGER_COLUMNS)
 _ROTATED = ("token_id", "digest", "expires_datetime")
 _ROTATE = (
@@ -69,8 +68,7 @@ class SqlManagers:
         return None if row is None else read_manager(row)
 
     def list_all(self) -> list[Manager]:
-        found = self._database.read(lambda connection: connection.execute(_LIST).all())
-        return sorted(map(read_manager, found), key=lambda manager: manager.name)  # regardless of the collation
+        return list(self._database.read(list_managers))
 
     @staticmethod
     def _in_order(token_ids: Sequence[ManagerTokenId], found: Sequence[Manager]) -> list[Manager | None]:
@@ -100,6 +98,11 @@ class SqliteManagers(SqlManagers):
     def find_many_nowait(self, token_ids: Sequence[ManagerTokenId]) -> list[Manager | None]:
         find = partial(self._database.dialect.find_managers, token_ids=_storable(token_ids))
         return self._in_order(token_ids, self._database.read_nowait(find))
+
+
+def list_managers(connection: Connection) -> tuple[Manager, ...]:
+    """Return all managers, sorted by name, regardless of the collation of the database."""
+    return tuple(sorted(map(read_manager, connection.execute(_SELECT)), key=lambda manager: manager.name))
 
 
 def _storable(token_ids: Sequence[ManagerTokenId]) -> list[ManagerTokenId]:

@@ -85,9 +85,11 @@ def _describe_changes(changes: Mapping[str, Any] | None) -> str:
     return "; ".join(_describe_change(name, change) for name, change in (changes or {}).items())
 
 
-def _describe_change(name: str, change: Sequence[str | None] | None) -> str:
+def _describe_change(name: str, change: Sequence[str | None] | str | None) -> str:
     if change is None:
         return name
+    if isinstance(change, str):
+        return f"{name}: {change}"
     if name == "metadata":
         return f"{name}: {', '.join(map(str, change))}"
     old, new = change

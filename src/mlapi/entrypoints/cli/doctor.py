@@ -16,6 +16,7 @@ from mlapi.bootstrap import DatabaseCheck, check_database, locate_data
 from mlapi.config import Settings, load_settings, locate_config_file
 from mlapi.config.plans import make_plans
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
+from mlapi.domain.managers import Manager
 from mlapi.domain.plans import Plans
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.admin import AdminPolicy
@@ -151,6 +152,7 @@ def _check_database(
         summary = f"users {check.found.users}, schema at revision {check.found.newest_revision}"
         yield Check("database", "ok", f"{name}{summary}{key}")
     yield from _check_plans(settings, check)
+    yield from _check_managers(check.found.managers)
     yield from _check_clock(check)
 
 
@@ -219,6 +221,18 @@ def _check_plans(settings: Settings, check: DatabaseCheck) -> Iterator[Check]:
             f"{users} the plan {plan!r}, which the configuration does not contain, {effect}: add it to plans, or give"
             " them another plan with `mlapi users set NAME --plan PLAN`",
         )
+
+
+def _check_managers(managers: Sequence[Manager]) -> Iterator[Check]:
+    if managers:
+        yield Check("managers", "ok", ", ".join(f"{manager.name} ({manager.role})" for manager in managers))
+    expired = [manager.name for manager in managers if manager.has_expired(utc_now())]
+    if expired:
+        message = (
+            f"the token of {', '.join(expired)} has expired: issue another one with `mlapi managers rotate NAME"
+            " --expires 90d`, or remove the manager with `mlapi managers remove NAME`"
+        )
+        yield Check("managers", "warning", message)
 
 
 def _check_clock(check: DatabaseCheck) -> Iterator[Check]:

@@ -28,7 +28,8 @@ def open_service_as_operator(*, settings: Settings | None = None, may_create: bo
     with command_errors():
         settings = load_settings() if settings is None else settings
         with open_service(settings, must_be_available=True, may_create=may_create) as service:
-            yield attrs.evolve(service, users=service.users.as_actor(Actor(f"command line of {account_name()}")))
+            actor = Actor(f"command line of {account_name()}")
+            yield attrs.evolve(service, users=service.users.as_actor(actor), managers=service.managers.as_actor(actor))
 
 
 @contextmanager
