@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from mlapi import TooManyAttemptsError, Users
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryUserRepository, PlainCipher
 from mlapi.application import registration
-from mlapi.application.registration import RegistrationLimiter
+from mlapi.application.address_limits import AddressLimiter
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.ports import AttemptCounts
 from mlapi.entrypoints.admin import AdminPolicy
@@ -47,7 +47,7 @@ def statuses(client: TestClient, usernames: Iterable[str], **headers: str) -> li
 
 @contextmanager
 def limited_app(counts: AttemptCounts, cipher: PlainCipher, *, per_address: int, **options: Any) -> Iterator[Starlette]:
-    limiter = RegistrationLimiter(counts, per_address=per_address)
+    limiter = AddressLimiter(counts, per_address=per_address, kind="registration", setting="registrations.per_address")
     users, admin_policy = Users(InMemoryUserRepository(), cipher), AdminPolicy(admin_token=TOKEN)
     app = create_app(users, admin_policy, registration_limiter=limiter, **options)
     yield app
@@ -118,7 +118,9 @@ def test_registrations_with_the_admin_token_are_not_limited() -> None:
 
 
 def test_limit_starts_again_when_the_window_has_ended() -> None:
-    limiter = RegistrationLimiter(InMemoryAttempts(), per_address=1, window_seconds=1)
+    limiter = AddressLimiter(
+        InMemoryAttempts(), per_address=1, window_seconds=1, kind="registration", setting="registrations.per_address"
+    )
     limiter.count("192.0.2.1")
     with pytest.raises(TooManyAttemptsError) as exc_info:
         limiter.count("192.0.2.1")
@@ -133,7 +135,7 @@ def test_limit_starts_again_when_the_window_has_ended() -> None:
 def test_number_of_cached_rejections_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "_MAX_CACHED_REJECTIONS", 2)
     counts = RecordingCounts()
-    limiter = RegistrationLimiter(counts, per_address=1)
+    limiter = AddressLimiter(counts, per_address=1, kind="registration", setting="registrations.per_address")
     addresses = [f"192.0.2.{number}" for number in range(3)]
     for address in addresses * 2:
         with suppress(TooManyAttemptsError):

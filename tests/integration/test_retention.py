@@ -13,7 +13,7 @@ from mlapi.application.retention import Retention, RetentionRule
 from mlapi.bootstrap import retention
 from mlapi.config import AuditSettings, Settings, UsageSettings
 from mlapi.domain.users import utc_now
-from mlapi.testing.fakes import UnavailableAuditTrail
+from mlapi.testing.fakes import UnavailableRepository
 from mlapi.testing.samples import LATER, NOON, registration
 from mlapi.testing.usage import MONDAY, TUESDAY, WEDNESDAY, row
 
@@ -90,7 +90,7 @@ def test_close_interrupts_a_purge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failed_purge_is_logged_and_retried(caplog: pytest.LogCaptureFixture) -> None:
-    trail = WatchedTrail(UnavailableAuditTrail(), purges=2)
+    trail = WatchedTrail(UnavailableRepository().audit, purges=2)
 
     with caplog.at_level(logging.WARNING, "mlapi"):
         background = Retention([RetentionRule.for_audit(trail, DAY)], interval_seconds=0.001)  # type: ignore[arg-type]  # a proxy
@@ -109,7 +109,7 @@ def test_setting_determines_the_maximum_age(days: int, monkeypatch: pytest.Monke
     usage.add([row(LONG_AGO), row(utc_now().date())])
     settings = Settings(audit=AuditSettings(days=days), usage=UsageSettings(days=days))
 
-    with retention(repository.audit, usage, settings):
+    with retention(repository, usage, settings):
         assert usage.purged.wait(10 if days else 0.1) == bool(days)
 
     assert len(repository.audit.list_page(limit=10)) == (0 if days else 1)
@@ -121,7 +121,7 @@ def test_audit_trail_and_usage_are_kept_independently(monkeypatch: pytest.Monkey
     usage = WatchedUsage()
     usage.add([row(LONG_AGO)])
 
-    with retention(UnavailableAuditTrail(), usage, Settings()):
+    with retention(UnavailableRepository(), usage, Settings()):
         assert usage.purged.wait(10)
 
     assert usage.list_page(limit=10) == []

@@ -27,11 +27,12 @@ from mlapi.domain.commands import (
 from mlapi.domain.credentials import ApiKey, ApiKeyId, generate_api_key, parse_api_key, validate_api_key_fields
 from mlapi.domain.errors import InvalidFieldsError, UserExistsError
 from mlapi.domain.expiry import Extension
+from mlapi.domain.links import LINK_LIFETIME, AddLink, LinkPurpose, generate_link_token, parse_link_token
 from mlapi.domain.metadata import Metadata, find_metadata_error
 from mlapi.domain.plans import Plans
 from mlapi.domain.ports import Clock, PasswordCipher
 from mlapi.domain.rules import PasswordPolicy, UserFilter, find_email_error, find_time_error, find_username_error
-from mlapi.domain.users import EncryptedPassword, User, UserId
+from mlapi.domain.users import NO_PASSWORD, EncryptedPassword, Pending, User, UserId
 
 
 class UserDetails(TypedDict, total=False):
@@ -98,9 +99,9 @@ class CommandFactory:
         return matching if matching.at is not None else attrs.evolve(matching, at=self._clock())
 
     def validate_registration(
-        self, *, username: str, password: str, email: str, **details: Unpack[UserDetails]
+        self, *, username: str, password: str | None, email: str, **details: Unpack[UserDetails]
     ) -> None:
-        """Check the fields of a new user.
+        """Check the fields of a new user. ``password`` is None for a user who sets it with a one-time link.
 
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
@@ -109,7 +110,7 @@ class CommandFactory:
         InvalidFieldsError.raise_for(
             [
                 ("username", find_username_error(username)),
-                ("password", self._password_policy.find_error(password)),
+                ("password", None if password is None else self._password_policy.find_error(password)),
                 ("email", find_email_error(email)),
                 *find_detail_errors(details, self._plans()),
             ],
@@ -126,20 +127,35 @@ class CommandFactory:
         return RejectRegistration(user_id=taken_by.id, at=self._clock(), actor=self.actor)
 
     def prepare_registration(
-        self, *, username: str, password: str, email: str, **details: Unpack[UserDetails]
+        self,
+        *,
+        username: str,
+        password: str | None,
+        email: str,
+        pending: Pending | None = None,
+        **details: Unpack[UserDetails],
     ) -> Register:
         """Check the fields and encrypt the password. Takes up to 50 ms of processor time.
+
+        Args:
+            username: the new username.
+            password: as typed; None for a user who sets it with a one-time link.
+            email: the new user's e-mail address.
+            pending: what the user waits for before they are enabled; None to enable them at once.
+            **details: the user's expiry, plan and metadata.
 
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
         """
         self.validate_registration(username=username, password=password, email=email, **details)
-        encrypted = self.cipher.encrypt(password)
+        encrypted = NO_PASSWORD if password is None else self.cipher.encrypt(password)
         now, expires = self._clock(), details.get("expires")
         return Register(
             username=username,
             password=encrypted,
             email=email,
+            enabled=pending is None,
+            pending=pending,
             at=now,
             expires_datetime=expires.extend(None, now) if isinstance(expires, Extension) else expires,
             plan=details.get("plan"),
@@ -187,6 +203,28 @@ class CommandFactory:
 
     def prepare_remove_api_key(self, key_id: ApiKeyId, *, owner: UserId | None = None) -> RemoveApiKey:
         return RemoveApiKey(key_id=key_id, owner=owner, at=self._clock(), actor=self.actor)
+
+    def prepare_link(
+        self, *, user_id: UserId, purpose: LinkPurpose = "password", new_email: str | None = None
+    ) -> tuple[AddLink, str]:
+        """Return a command that makes a one-time link, and the token of the link, which cannot be shown again later.
+
+        Raises:
+            InvalidFieldsError: if ``new_email`` violates a rule.
+        """
+        token, now = generate_link_token(), self._clock()
+        presented = parse_link_token(token)
+        command = AddLink(
+            link_id=presented.id,
+            user_id=user_id,
+            purpose=purpose,
+            digest=presented.digest,
+            new_email=new_email,
+            at=now,
+            expires=now + LINK_LIFETIME,
+            actor=self.actor,
+        )
+        return command, token
 
     @property
     def password_rules(self) -> list[str]:

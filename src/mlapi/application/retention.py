@@ -10,7 +10,7 @@ import attrs
 from mlapi.domain.audit_trail import AuditTrail
 from mlapi.domain.errors import MlapiError
 from mlapi.domain.logins import Logins
-from mlapi.domain.ports import Clock
+from mlapi.domain.ports import Clock, LinkRepository
 from mlapi.domain.usage import UsageRepository
 from mlapi.domain.users import to_utc, utc_now
 from mlapi.forks import call_in_children
@@ -51,6 +51,11 @@ class RetentionRule:
     def for_usage(cls, usage: UsageRepository, max_age: timedelta) -> "RetentionRule":
         """Return the rule for whole days of usage. The current day is kept in addition to ``max_age``."""
         return cls("usage", max_age, lambda before, limit: usage.purge(before=to_utc(before).date(), limit=limit))
+
+    @classmethod
+    def for_links(cls, links: LinkRepository) -> "RetentionRule":
+        """Return the rule for one-time links that have expired."""
+        return cls("links", timedelta(), lambda before, limit: links.purge(before=before, limit=limit))
 
 
 class Retention:

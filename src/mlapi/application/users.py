@@ -92,6 +92,36 @@ class Users(CommandFactory):
                     self.apply(self.reject_registration(taken_by))
         return self.apply(self.prepare_registration(username=username, password=password, email=email, **details))
 
+    def invite(self, *, username: str, email: str, **details: Unpack[UserDetails]) -> User:
+        """Register a new, enabled user without a password, who sets it with a one-time link. See `add_link`.
+
+        >>> from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
+        >>> users = Users(InMemoryUserRepository(), PlainCipher())
+        >>> ada = users.invite(username="ada", email="ada@example.com")
+        >>> ada.has_password
+        False
+        >>> link, token = users.add_link(user_id=ada.id)
+        >>> token[:11], link.expires_datetime - link.created_datetime
+        ('mlapi-link_', datetime.timedelta(days=1))
+
+        Raises:
+            InvalidFieldsError, UserExistsError, RepositoryUnavailableError: see `register`.
+        """
+        return self.apply(self.prepare_registration(username=username, password=None, email=email, **details))
+
+    def add_link(self, *, user_id: UserId) -> tuple[Link, str]:
+        """Make a one-time link with which a user sets a new password.
+
+        Return the stored link and its token, which cannot be shown again later. The page is ``/links/<token>``.
+
+        Raises:
+            LinkNotAllowedError: if the user is disabled or pending.
+            UserNotFoundError: if no user has this id.
+            RepositoryUnavailableError: if the database is unavailable.
+        """
+        command, token = self.prepare_link(user_id=user_id)
+        return self.apply(command), token
+
     def update(self, *, user_id: UserId, **changes: Unpack[UserChanges]) -> User:
         """Change a user's name, e-mail address, expiry, plan or metadata. Tokens and API keys stay valid.
 

@@ -10,8 +10,10 @@ import attrs
 
 from mlapi.adapters.common_passwords import load_common_passwords
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryAuditTrail, InMemoryManagers, InMemoryTokens, InMemoryUsage
+from mlapi.application.address_limits import AddressLimiter
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.guard import Guard
+from mlapi.application.links import MAX_REDEMPTIONS_PER_ADDRESS
 from mlapi.application.login_history import BackgroundLogins, PreparedLogins
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.application.managers import ManagerRegistry
@@ -24,7 +26,6 @@ from mlapi.application.preparation import (
     prepare_managers_on_first_use,
     prepare_on_first_use,
 )
-from mlapi.application.registration import RegistrationLimiter
 from mlapi.application.retention import Retention, RetentionRule
 from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
 from mlapi.application.usage import BackgroundUsage
@@ -34,10 +35,9 @@ from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
 from mlapi.config.plan_reload import reloading_plans
-from mlapi.domain.audit_trail import AuditTrail
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.logins import Logins
-from mlapi.domain.ports import AttemptCounts, AttemptLimiter
+from mlapi.domain.ports import AttemptCounts, AttemptLimiter, UserRepository
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import UsageRepository
@@ -53,7 +53,8 @@ class Service:
     users: Users
     managers: ManagerRegistry
     access: Access
-    registration_limiter: RegistrationLimiter | None
+    registration_limiter: AddressLimiter | None
+    link_limiter: AddressLimiter
     usage: UsageRepository
     settings: Settings
     """The settings, including secrets that were loaded from a file or generated."""
@@ -115,6 +116,7 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
                     logins=logins,
                 ),
                 registration_limiter=_registration_limiter(counts, settings),
+                link_limiter=AddressLimiter(counts, per_address=MAX_REDEMPTIONS_PER_ADDRESS, kind="link"),
                 usage=usage,
                 settings=settings,
                 storage=storage,
@@ -147,19 +149,16 @@ def open_users(settings: Settings, *, must_be_available: bool = False, may_creat
 
 @contextmanager
 def retention(
-    audit: AuditTrail, usage: UsageRepository, settings: Settings, logins: Logins | None = None
+    repository: UserRepository, usage: UsageRepository, settings: Settings, logins: Logins | None = None
 ) -> Iterator[None]:
-    """Delete data older than the settings allow in the background until the block ends."""
-    rules = []
+    """Delete expired links, and data older than the settings allow, in the background until the block ends."""
+    rules = [RetentionRule.for_links(repository.links)]
     if settings.audit.days:
-        rules.append(RetentionRule.for_audit(audit, timedelta(days=settings.audit.days)))
+        rules.append(RetentionRule.for_audit(repository.audit, timedelta(days=settings.audit.days)))
     if settings.usage.days:
         rules.append(RetentionRule.for_usage(usage, timedelta(days=settings.usage.days)))
     if settings.account.login_days and logins is not None:
         rules.append(RetentionRule.for_logins(logins, timedelta(days=settings.account.login_days)))
-    if not rules:
-        yield
-        return
     with closing(Retention(rules)):
         yield
 
@@ -205,9 +204,11 @@ def _prepare(
     check_key(storage, fingerprints)
 
 
-def _registration_limiter(counts: AttemptCounts, settings: Settings) -> RegistrationLimiter | None:
+def _registration_limiter(counts: AttemptCounts, settings: Settings) -> AddressLimiter | None:
     per_address = settings.registrations_per_address
-    return RegistrationLimiter(counts, per_address=per_address) if per_address else None
+    if not per_address:
+        return None
+    return AddressLimiter(counts, per_address=per_address, kind="registration", setting="registrations.per_address")
 
 
 def password_policy(settings: Settings) -> PasswordPolicy:

@@ -7,6 +7,7 @@ from typing import Literal
 import attrs
 
 from mlapi.domain.addresses import UNIX_PEER, Network
+from mlapi.domain.users import Pending
 
 MIN_ADMIN_TOKEN_CHARS = 16
 """The minimum in production. 16 characters of random base64 contain 96 random bits."""
@@ -120,6 +121,15 @@ class RegistrationSettings:
     open: bool = True
     verify_email: bool = False
     """True keeps new users pending until they open a link in a mail. Needs ``mail.url``."""
+    approval: bool = False
+    """True keeps new users pending until a manager enables them."""
+
+    @property
+    def pending(self) -> Pending | None:
+        """What users who register themselves wait for; None if they are enabled at once."""
+        if self.verify_email:
+            return "email_then_approval" if self.approval else "email"
+        return "approval" if self.approval else None
 
 
 @attrs.frozen(kw_only=True)

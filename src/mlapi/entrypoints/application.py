@@ -11,14 +11,15 @@ from starlette.middleware import Middleware
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Lifespan, Scope
 
+from mlapi.application.address_limits import AddressLimiter
 from mlapi.application.authentication import Access
 from mlapi.application.managers import ManagerRegistry
-from mlapi.application.registration import RegistrationLimiter
 from mlapi.application.users import Users
 from mlapi.bootstrap import in_memory_access, in_memory_managers, in_memory_usage
 from mlapi.config import MAX_OWN_API_KEYS
 from mlapi.domain.addresses import Network
 from mlapi.domain.usage import UsageRepository
+from mlapi.domain.users import Pending
 from mlapi.entrypoints.account import account_routes, link_routes
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
@@ -52,7 +53,10 @@ def create_app(
     *,
     managers: ManagerRegistry | None = None,
     usage: UsageRepository | None = None,
-    registration_limiter: RegistrationLimiter | None = None,
+    registration_limiter: AddressLimiter | None = None,
+    link_limiter: AddressLimiter | None = None,
+    pending: Pending | None = None,
+    public_url: str | None = None,
     trusted_proxies: Sequence[Network] = (),
     token_in_path: bool = True,
     own_api_keys: int = MAX_OWN_API_KEYS,
@@ -68,6 +72,9 @@ def create_app(
         managers: the managers with tokens of their own. By default, there are none, and they are kept in memory.
         usage: stores the usage of the users. By default, an empty store in memory.
         registration_limiter: limits the registrations of clients without credentials. By default, there is no limit.
+        link_limiter: limits how many one-time links clients may use. By default, there is no limit.
+        pending: what users wait for who register themselves. By default, they are enabled at once.
+        public_url: the address of the application in one-time links. By default, the address of the request.
         trusted_proxies: proxies that may set ``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Request-Id``.
         token_in_path: whether to serve ``GET /token_status/<token>``, for clients that cannot send headers.
         own_api_keys: how many API keys users can create for themselves; 0 for none.
@@ -82,6 +89,9 @@ def create_app(
         access,
         in_memory_usage() if usage is None else usage,
         registration_limiter=registration_limiter,
+        link_limiter=link_limiter,
+        pending=pending,
+        public_url=public_url,
         trusted_proxies=trusted_proxies,
         token_in_path=token_in_path,
         own_api_keys=own_api_keys,

@@ -246,6 +246,32 @@ async def set_password(request: Request) -> Response:
 
 
 @handler
+async def invite_user(request: Request) -> Response:
+    body = await _decode_body(request, requests.InviteRequest)
+    users = _users_as_manager(request)
+    command = users.prepare_registration(username=body.username, password=None, email=body.email, **body.details)
+    return responses.user_invited(await _runtime(request).executor.apply(command), users.now())
+
+
+@handler
+async def add_password_link(request: Request) -> Response:
+    command, token = _users_as_manager(request).prepare_link(user_id=_user_id(request))
+    link = await _runtime(request).executor.apply(command)
+    client = connected_client(request.scope, request.receive)
+    return responses.password_link(link, _runtime(request).link_url(token, client, request.scope))
+
+
+@handler
+async def use_password_link(request: Request) -> Response:
+    runtime = _runtime(request)
+    body = await _decode_body(request, requests.PasswordLinkRequest)
+    used = await runtime.links.set_password(
+        body.token, body.password, runtime.client_address(request), REQUEST_ID.get()
+    )
+    return responses.link_used(used.after)
+
+
+@handler
 async def end_tokens(request: Request) -> Response:
     command = _users_as_manager(request).prepare_end_tokens(user_id=_user_id(request))
     return responses.tokens_ended(await _runtime(request).executor.apply(command))

@@ -8,13 +8,16 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 import attrs
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.types import Scope
 
 from mlapi import __version__
+from mlapi.application.address_limits import AddressLimiter
 from mlapi.application.authentication import Access, AsyncAuthenticator
 from mlapi.application.guard import AsyncGuard
+from mlapi.application.links import AsyncLinks
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.managers import AsyncManagers, ManagerRegistry
-from mlapi.application.registration import AsyncRegistration, RegistrationLimiter
+from mlapi.application.registration import AsyncRegistration
 from mlapi.application.users import Users
 from mlapi.bootstrap import async_guard, open_service, retention
 from mlapi.config import MAX_OWN_API_KEYS, load_settings
@@ -22,12 +25,15 @@ from mlapi.domain.actors import Actor
 from mlapi.domain.addresses import Network
 from mlapi.domain.logins import Logins
 from mlapi.domain.usage import UsageRepository
+from mlapi.domain.users import Pending
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.cors import CorsPolicy
 from mlapi.entrypoints.http.executor import PoolExecutor
 from mlapi.entrypoints.http.metrics import Metrics
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
+from mlapi.entrypoints.wire.client import Client
+from mlapi.entrypoints.wire.paths import LINKS_PATH, base_path
 
 _GC_THRESHOLDS = (20_000, 10, 10)
 
@@ -42,6 +48,7 @@ class Runtime:
         users: the users to serve.
         managers: identifies managers.
         registration: registers users.
+        links: looks up and uses one-time links.
         authenticator: logs users in and changes their passwords.
         guard: checks tokens and API keys.
         usage: stores the usage of the users.
@@ -51,12 +58,14 @@ class Runtime:
         trusted_proxies: proxies whose headers may set the client address, the scheme and the request id.
         token_in_path: whether ``GET /token_status/<token>`` is served.
         own_api_keys: how many API keys users can create for themselves; 0 for none.
+        public_url: the address of this service in one-time links. None for the address of the request.
         cors: decides whether pages of other origins may call the service. None if they may not.
     """
 
     users: Users
     managers: AsyncManagers
     registration: AsyncRegistration
+    links: AsyncLinks
     authenticator: AsyncAuthenticator
     guard: AsyncGuard
     usage: UsageRepository
@@ -66,6 +75,7 @@ class Runtime:
     trusted_proxies: Sequence[Network]
     token_in_path: bool
     own_api_keys: int
+    public_url: str | None
     cors: CorsPolicy | None
     _resources: ExitStack
 
@@ -77,7 +87,10 @@ class Runtime:
         access: Access,
         usage: UsageRepository,
         *,
-        registration_limiter: RegistrationLimiter | None = None,
+        registration_limiter: AddressLimiter | None = None,
+        link_limiter: AddressLimiter | None = None,
+        pending: Pending | None = None,
+        public_url: str | None = None,
         trusted_proxies: Sequence[Network] = (),
         token_in_path: bool = True,
         own_api_keys: int = MAX_OWN_API_KEYS,
@@ -92,8 +105,10 @@ class Runtime:
                 registration_limiter,
                 executor,
                 UsernameLookup(users.repository),
+                pending=pending,
                 on_rejected=metrics.count_rejected_registration,
             ),
+            links=AsyncLinks(users, link_limiter, executor),
             authenticator=AsyncAuthenticator(access.authenticator, executor),
             guard=resources.enter_context(async_guard(access.guard)),
             usage=usage,
@@ -103,6 +118,7 @@ class Runtime:
             trusted_proxies=trusted_proxies,
             token_in_path=token_in_path,
             own_api_keys=own_api_keys,
+            public_url=public_url,
             cors=CorsPolicy(cors_origins) if cors_origins else None,
             resources=resources,
         )
@@ -114,6 +130,17 @@ class Runtime:
     def client_address(self, request: Request) -> str:
         """Return the client address, taking the headers of trusted proxies into account."""
         return connected_client(request.scope, request.receive).resolve_address(self.trusted_proxies)
+
+    def link_url(self, token: str, client: Client, scope: Scope) -> str:
+        """Return the address of the page of a one-time link.
+
+        Args:
+            token: the token of the link.
+            client: the client that made the link. Without ``http.public_url``, users reach the service like it.
+            scope: the ASGI scope of the request.
+        """
+        origin = client.with_forwarded_scheme(self.trusted_proxies).origin.decode("latin-1")
+        return f"{self.public_url or origin + base_path(scope)}{LINKS_PATH}/{token}"
 
     def close(self) -> None:
         self.registration.close()
@@ -129,7 +156,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
     log_to_stderr(settings.log_format)
     with (
         open_service(settings) as service,
-        retention(service.users.repository.audit, service.usage, service.settings, service.access.logins),
+        retention(service.users.repository, service.usage, service.settings, service.access.logins),
     ):
         settings = service.settings
         admin_policy = AdminPolicy.from_settings(settings)
@@ -139,6 +166,9 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
             service.access,
             service.usage,
             registration_limiter=service.registration_limiter,
+            link_limiter=service.link_limiter,
+            pending=settings.registration.pending,
+            public_url=settings.http.public_url,
             trusted_proxies=settings.http.trusted_networks,
             token_in_path=not settings.is_production,
             own_api_keys=settings.own_api_keys,

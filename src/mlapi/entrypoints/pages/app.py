@@ -63,7 +63,7 @@ class PagesApp:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in {**HEADERS, **self.site.headers}.items():
                     headers.setdefault(name, value)
             await send(message)
 
@@ -133,7 +133,7 @@ async def _with_form(request: PageRequest) -> PageRequest:
         AdminAccessDeniedError: if the form was not sent from one of our pages, or belongs to another session.
         InvalidFieldsError, BodyTooLargeError: if the form cannot be read.
     """
-    if not request.client.is_same_origin:
+    if request.site.is_same_origin_required and not request.client.is_same_origin:
         raise AdminAccessDeniedError(
             f"The {request.site.name} accepts forms only from its own pages, opened in a browser"
         )

@@ -93,6 +93,9 @@ class Site:
         home: the name of the page at the path, in links to it. Empty if there is no page.
         login_path: where clients without a session are sent, relative to the path of the site.
         cookie: the name of the session cookie.
+        is_same_origin_required: whether forms must come from the pages of the site. False if a form contains a secret
+            that no other page knows.
+        headers: headers for every response, in addition to the default ones.
     """
 
     name: str
@@ -102,6 +105,8 @@ class Site:
     home: str = ""
     login_path: str = ""
     cookie: str = ""
+    is_same_origin_required: bool = True
+    headers: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

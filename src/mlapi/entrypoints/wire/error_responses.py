@@ -16,6 +16,8 @@ from mlapi.domain.errors import (
     InvalidCredentialsError,
     InvalidFieldsError,
     InvalidTokenError,
+    LinkNotAllowedError,
+    LinkNotFoundError,
     ManagerExistsError,
     ManagerNotFoundError,
     MlapiError,
@@ -117,6 +119,18 @@ _ENTRIES = (
         HTTPStatus.CONFLICT,
         "Too many API keys, remove one first",
         "The user has as many API keys as `keys.per_user` allows. Managers can create more.",
+    ),
+    ErrorEntry(
+        LinkNotFoundError(),
+        HTTPStatus.NOT_FOUND,
+        "Link is not valid, ask for a new one",
+        "The link is unknown, has been used, has expired, or was ended by a change of the user.",
+    ),
+    ErrorEntry(
+        LinkNotAllowedError(1, "disabled"),
+        HTTPStatus.CONFLICT,
+        None,
+        "The user is disabled or pending, so they could not use a link. Enable the user first.",
     ),
     ErrorEntry(
         OwnApiKeysDisabledError(), HTTPStatus.FORBIDDEN, None, "`account.keys` is false. Managers create the API keys."

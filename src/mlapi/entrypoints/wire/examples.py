@@ -7,6 +7,7 @@ import attrs
 from mlapi.application.admissions import Admission
 from mlapi.domain.audit import AuditEntry, AuditId
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
+from mlapi.domain.links import LINK_LIFETIME, Link, LinkId
 from mlapi.domain.metadata import Metadata
 from mlapi.domain.plans import Allowance, AllowanceState, Window
 from mlapi.domain.usage import UsageRow
@@ -28,6 +29,17 @@ USER = User(
 )
 API_KEY = ApiKey(id=ApiKeyId("0123456789abcdef"), user_id=USER.id, name="nightly job", digest="", created_datetime=NOON)
 API_KEY_SECRET = f"mlapi_{API_KEY.id}_{'0' * 64}"
+LINK_TOKEN = f"mlapi-link_0123456789abcdef_{'0' * 64}"
+LINK = Link(
+    id=LinkId("0123456789abcdef"),
+    user_id=USER.id,
+    purpose="password",
+    digest="",
+    token_epoch="",
+    email=USER.email,
+    created_datetime=NOON,
+    expires_datetime=NOON + LINK_LIFETIME,
+)
 ADMISSION = Admission(
     attrs.evolve(USER, plan="free"),
     API_KEY.id,

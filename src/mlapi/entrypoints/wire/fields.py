@@ -62,6 +62,9 @@ ApiKeyName = Annotated[
 # Existing credentials have no constraints: an invalid value simply does not match.
 KnownUsername = Annotated[str, _field("Matched case-insensitively, after NFKC normalization.", "ada")]
 KnownPassword = Annotated[str, _field("The current password.", "difference engine")]
+LinkToken = Annotated[
+    str, _field("The token in the URL of the link: what follows `/links/`.", f"mlapi-link_0123456789abcdef_{'0' * 64}")
+]
 GRANT_TYPES = ["password", ""]
 GrantType = Annotated[str, _field("The grant type of OAuth 2.0.", "password", enum=GRANT_TYPES)]
 IgnoredField = Annotated[str, _field("Ignored.", "")]

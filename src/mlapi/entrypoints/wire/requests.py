@@ -30,6 +30,7 @@ from mlapi.entrypoints.wire.fields import (
     IgnoredField,
     KnownPassword,
     KnownUsername,
+    LinkToken,
     MetadataFields,
     NewExpiry,
     NullableNewExpiry,
@@ -39,9 +40,12 @@ from mlapi.entrypoints.wire.fields import (
     decode_expiry,
 )
 from mlapi.entrypoints.wire.forms import decode_form
+from mlapi.entrypoints.wire.paths import LINKS_PATH
 
 TOKEN_PATH_PREFIX = "/token_status/"  # noqa: S105 - a path
 """The prefix of paths that contain a token."""
+LINK_PATH_PREFIX = f"{LINKS_PATH}/"
+"""The prefix of paths that contain the token of a one-time link."""
 
 T = TypeVar("T")
 
@@ -76,6 +80,27 @@ class ManagedRegisterRequest(RegisterRequest, frozen=True, forbid_unknown_fields
     @property
     def details(self) -> UserDetails:
         return {"expires": _get_value(self.expires_at), "plan": self.plan, "metadata": self.metadata}
+
+
+class InviteRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /users``: a user without a password, who sets it with a one-time link."""
+
+    username: Username
+    email: Email
+    expires_at: NullableNewExpiry = None
+    plan: PlanName = None
+    metadata: MetadataFields = None
+
+    @property
+    def details(self) -> UserDetails:
+        return {"expires": _get_value(self.expires_at), "plan": self.plan, "metadata": self.metadata}
+
+
+class PasswordLinkRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /password-link``."""
+
+    token: LinkToken
+    password: Password
 
 
 class UpdateUserRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
@@ -268,9 +293,13 @@ def redact_credentials(path: str) -> str:
     """Return the path with tokens and API keys removed, for logging. Omit paths that are too long."""
     if len(path) > MAX_PATH_CHARS:
         return f"/{_REDACTED}"
-    if TOKEN_PATH_PREFIX not in path and "eyJ" not in path and "mlapi" not in path:
+    if not any(text in path for text in _CREDENTIAL_PARTS):
         return path
     head, separator, _ = path.partition(TOKEN_PATH_PREFIX)
+    if not separator:
+        head, separator, rest = path.partition(LINK_PATH_PREFIX)
+        if rest.startswith("static/"):
+            return path
     return _CREDENTIAL.sub(_REDACTED, head) + (f"{separator}{_REDACTED}" if separator else "")
 
 
@@ -296,7 +325,8 @@ _DECODER = json.JSONDecoder(
     object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant, parse_int=_parse_int
 )
 _MANAGED_FIELDS = set(ManagedRegisterRequest.__struct_fields__) - set(RegisterRequest.__struct_fields__)
-_CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi(-manager)?_[0-9a-f][^/]*")
+_CREDENTIAL_PARTS = (TOKEN_PATH_PREFIX, LINK_PATH_PREFIX, "eyJ", "mlapi")
+_CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi(-manager|-link)?_[0-9a-f][^/]*")
 _REDACTED = "redacted"
 _MAX_ID_DIGITS = 19  # the maximum for a signed 64-bit integer
 

@@ -13,6 +13,7 @@ from mlapi.application.admissions import Admission
 from mlapi.domain.audit import Action, AuditEntry, Result
 from mlapi.domain.credentials import ApiKey, IssuedToken
 from mlapi.domain.errors import FieldError
+from mlapi.domain.links import Link
 from mlapi.domain.usage import UsagePosition, UsageRow
 from mlapi.domain.users import User, UserState, utc_now
 from mlapi.entrypoints.wire.rate_limits import rate_limit_headers
@@ -67,6 +68,34 @@ class UserMessage(Message, frozen=True):
     """The result or the error message, and the id of the user."""
 
     user_id: UserNumber
+
+
+class Registered(UserMessage, frozen=True, omit_defaults=True):
+    """The result, and the id of the new user. ``state`` is present only if the user is pending."""
+
+    state: Annotated[
+        Literal["pending"] | None,
+        msgspec.Meta(description="Present if the user must first verify their address, or be approved by a manager."),
+    ] = None
+
+
+class PasswordLink(ResponseBody, frozen=True):
+    """A one-time link with which the user sets a new password."""
+
+    url: Annotated[
+        str,
+        msgspec.Meta(
+            description="Shown only once. Whoever has it can set the password.",
+            examples=["https://api.example.com/links/mlapi-link_0123456789abcdef_..."],
+        ),
+    ]
+    expires_at: Time
+
+
+class LinkUsed(UserMessage, frozen=True):
+    """The result, and the user whose password was set."""
+
+    username: str
 
 
 class InvalidInput(Message, frozen=True):
@@ -285,7 +314,20 @@ def json_response(status: HTTPStatus, body: ResponseBody, headers: tuple[tuple[s
 
 
 def user_registered(user: User) -> Response:
-    return json_response(HTTPStatus.CREATED, UserMessage("User created successfully", user.id))
+    state: Literal["pending"] | None = None if user.pending is None else "pending"
+    return json_response(HTTPStatus.CREATED, Registered("User created successfully", user.id, state))
+
+
+def user_invited(user: User, now: datetime) -> Response:
+    return json_response(HTTPStatus.CREATED, UserResponse.from_user(user, now), _NO_STORE)
+
+
+def password_link(link: Link, url: str) -> Response:
+    return json_response(HTTPStatus.CREATED, PasswordLink(url, link.expires_datetime), _NO_STORE)
+
+
+def link_used(user: User) -> Response:
+    return json_response(HTTPStatus.OK, LinkUsed("Password updated successfully", user.id, user.username), _NO_STORE)
 
 
 def permission_updated(user: User) -> Response:
