@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from mlapi import TooManyAttemptsError, Users
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryUserRepository, PlainCipher
-from mlapi.application import registration
+from mlapi.application import address_limits
 from mlapi.application.address_limits import AddressLimiter
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.ports import AttemptCounts
@@ -133,7 +133,7 @@ def test_limit_starts_again_when_the_window_has_ended() -> None:
 
 
 def test_number_of_cached_rejections_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registration, "_MAX_CACHED_REJECTIONS", 2)
+    monkeypatch.setattr(address_limits, "_MAX_CACHED_REJECTIONS", 2)
     counts = RecordingCounts()
     limiter = AddressLimiter(counts, per_address=1, kind="registration", setting="registrations.per_address")
     addresses = [f"192.0.2.{number}" for number in range(3)]

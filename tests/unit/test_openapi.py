@@ -123,6 +123,7 @@ def test_only_the_listed_operations_are_open_to_non_admins() -> None:
     assert open_paths == {
         "/health/live",
         "/health/ready",
+        "/password-link",
         "/token",
         "/token_status",
         "/token_status/{token:path}",
@@ -180,7 +181,7 @@ def test_endpoints_are_named_after_their_handlers() -> None:
         ("/token", "token"),
         ("/token_status", "token_status"),
         ("/token_status/{token:path}", "token_status_of_path"),
-        ("/users", "list_users"),
+        ("/password-link", "use_password_link"),
         ("/verify", "verify"),
         ("/users/me", "show_own_user"),
         ("/users/me/password", "change_password"),

@@ -30,7 +30,7 @@ LinkPurpose = Literal["password", "verify_email", "change_email"]
 
 _ID_BYTES = 8
 _SECRET_BYTES = 32  # impossible to guess, so a fast hash is sufficient
-_TOKEN = re.compile(rf"{LINK_PREFIX}([0-9a-f]{{16}})_[0-9a-f]{{64}}")
+_TOKEN = re.compile(r"mlapi-link_([0-9a-f]{16})_[0-9a-f]{64}")
 
 
 @attrs.frozen
