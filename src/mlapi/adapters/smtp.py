@@ -1,0 +1,333 @@
+"""Deliver mail to an SMTP server, with the standard library's client.
+
+A server may be slow, hang or lie. Every session and every mail has a deadline, after which the connection is cut.
+"""
+
+import re
+import smtplib
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.policy import SMTP, SMTPUTF8
+from email.utils import format_datetime, make_msgid
+
+import attrs
+
+from mlapi.domain.mail import Mail, MailDelayedError, MailError, MailRejectedError, MailServerError
+from mlapi.domain.rules import find_email_error
+from mlapi.domain.users import utc_now
+from mlapi.forks import new_lock
+
+CONNECT_SECONDS = 10.0
+"""Timeout for connecting to each address of the server."""
+REPLY_SECONDS = 30.0
+"""Timeout for each reply. Servers may check a mail for spam before they reply."""
+DEADLINE_SECONDS = 45.0
+"""Deadline for connecting and signing in, and for sending each mail."""
+_QUIT_SECONDS = 1.0
+NOT_ENCRYPTED = "not encrypted"
+_MAX_ERROR_CHARS = 200
+
+_OK, _CLOSING, _ACCEPTED_RECIPIENT = 250, 421, frozenset({250, 251})
+_NEEDS_SIGN_IN = frozenset({530, 534, 535, 538})  # RFC 4954, section 6
+_PERMANENT, _INVALID = 500, 600
+_ADDRESS = re.compile(r"<?[^\s<>]*@[^\s<>]*>?")
+_LINK_TOKEN = re.compile(r"mlapi-link_\w+")
+_UNPRINTABLE = re.compile(r"[^ -~]+")
+
+
+@attrs.frozen(kw_only=True)
+class SmtpServer:
+    """How to connect to a server.
+
+    Attributes:
+        host: its name or address.
+        port: its port.
+        is_tls: whether the connection is encrypted from the start. Otherwise, STARTTLS encrypts it if the server offers
+            it. With a password, a server that does not offer STARTTLS is rejected.
+        username: the user to authenticate as, or None.
+        password: the user's password, or None.
+    """
+
+    host: str
+    port: int
+    is_tls: bool
+    username: str | None = attrs.field(default=None, repr=False)
+    password: str | None = attrs.field(default=None, repr=False)
+
+
+class SmtpTransport:
+    """A `MailTransport` to one SMTP server. Certificates of servers are verified.
+
+    Args:
+        server: the server.
+        sender: the address that sends the mail.
+        connect_seconds: see `CONNECT_SECONDS`.
+        reply_seconds: see `REPLY_SECONDS`.
+        deadline_seconds: see `DEADLINE_SECONDS`.
+    """
+
+    def __init__(
+        self,
+        server: SmtpServer,
+        sender: Address,
+        *,
+        connect_seconds: float = CONNECT_SECONDS,
+        reply_seconds: float = REPLY_SECONDS,
+        deadline_seconds: float = DEADLINE_SECONDS,
+    ) -> None:
+        self._server = server
+        self._sender = sender
+        self._connect_seconds = connect_seconds
+        self._reply_seconds = reply_seconds
+        self._deadline_seconds = deadline_seconds
+        self._lock = new_lock()
+        self._socket: socket.socket | None = None
+
+    @contextmanager
+    def connect(self) -> Iterator["SmtpSession"]:
+        """Open a session. See `mlapi.domain.mail.MailTransport.connect`."""
+        with self._within_deadline(), _translated(self._server):
+            client = self._open()
+        try:
+            yield SmtpSession(client, self._sender, self)
+        finally:
+            self._socket = None
+            client.leave()
+
+    def abort(self) -> None:
+        """Cut the connection. A thread that waits for the server then gets an error."""
+        connected = self._socket
+        if connected is not None:
+            with suppress(OSError):  # it is closed already
+                # Not the method of `ssl.SSLSocket`: it also removes the encryption, while the other thread uses it.
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+    def check(self) -> str:
+        """Connect and sign in without sending anything. Return a description of the connection.
+
+        Raises:
+            MailServerError: if the server cannot be used.
+        """
+        with self.connect() as session:
+            return session.describe()
+
+    def _open(self) -> "_Client":
+        """Connect, encrypt the connection and sign in."""
+        server, client = self._server, _Client(self)
+        try:
+            client.start(server, self._connect_seconds)
+            client.set_timeout(self._reply_seconds)
+            client.ehlo_or_helo_if_needed()
+            if not server.is_tls:
+                _start_tls(client, server)
+                self._socket = client.sock
+                client.ehlo_or_helo_if_needed()
+            if server.username is not None and server.password is not None:
+                _sign_in(client, server.username, server.password)
+                client.is_signed_in = True
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    @contextmanager
+    def _within_deadline(self) -> Iterator[None]:
+        """Cut the connection if the block takes too long."""
+        timer = threading.Timer(self._deadline_seconds, self.abort)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+class SmtpSession:
+    """A `MailSession` with an SMTP server."""
+
+    def __init__(self, client: "_Client", sender: Address, transport: SmtpTransport) -> None:
+        self._client = client
+        self._sender = sender
+        self._transport = transport
+
+    def describe(self) -> str:
+        """Return how the connection is protected."""
+        encryption = "encrypted" if isinstance(self._client.sock, ssl.SSLSocket) else NOT_ENCRYPTED
+        return f"{encryption}, {'signed in' if self._client.is_signed_in else 'without a password'}"
+
+    def send(self, recipient: str, compose: Callable[[], Mail]) -> None:
+        """Send one mail. See `mlapi.domain.mail.MailSession.send`."""
+        address, options = self._envelope(recipient)
+        with self._transport._within_deadline(), _translated(self._transport._server):  # noqa: SLF001 - the same module
+            try:
+                self._send(address, options, compose)
+            except MailServerError:
+                raise
+            except Exception:  # the server still waits for the rest of this mail
+                with suppress(smtplib.SMTPException, OSError):
+                    self._client.rset()
+                raise
+
+    def _send(self, address: Address, options: list[str], compose: Callable[[], Mail]) -> None:
+        client, is_utf8 = self._client, bool(options)
+        code, text = client.mail(self._sender.addr_spec, options)
+        if code != _OK:
+            raise MailServerError(f"it rejects mail.from: {_describe(code, text)}", code)
+        code, text = client.docmd("RCPT", f"TO:<{address.addr_spec}>")
+        if code not in _ACCEPTED_RECIPIENT:
+            raise _reply_error(code, text)
+        mail = compose()
+        code, text = client.data(_encode(mail, self._sender, address, is_utf8=is_utf8))
+        if code != _OK:
+            raise _reply_error(code, text)
+
+    def _envelope(self, recipient: str) -> tuple[Address, list[str]]:
+        """Return the address as the server accepts it, and the options of the command MAIL."""
+        if find_email_error(recipient) is not None:  # rows of other applications may contain anything
+            raise MailRejectedError("the address is not valid: change it")
+        local, _, domain = recipient.rpartition("@")
+        if not recipient.isascii() and self._client.has_extn("smtputf8"):
+            return Address("", local, domain), ["SMTPUTF8", "BODY=8BITMIME"]
+        if not local.isascii():
+            raise MailRejectedError("the mail server does not support SMTPUTF8, which this address needs")
+        try:
+            return Address("", local, domain.encode("idna").decode("ascii")), []
+        except UnicodeError:
+            raise MailRejectedError("the domain of the address cannot be written in ASCII") from None
+
+
+class _Client(smtplib.SMTP):
+    """An SMTP client that tells its transport about the socket before it reads from it."""
+
+    is_signed_in = False
+
+    def __init__(self, transport: SmtpTransport) -> None:
+        super().__init__(local_hostname=_local_name(transport._sender))  # noqa: SLF001 - the same module
+        self._transport = transport
+        self._is_tls = False
+
+    def start(self, server: SmtpServer, timeout_seconds: float) -> None:
+        """Connect to the server and read its greeting."""
+        self._host, self.timeout, self._is_tls = server.host, timeout_seconds, server.is_tls
+        code, text = self.connect(server.host, server.port)
+        if code != 220:  # noqa: PLR2004 - RFC 5321, section 4.2
+            raise smtplib.SMTPConnectError(code, text)
+
+    def set_timeout(self, seconds: float) -> None:
+        if self.sock is not None:
+            self.sock.settimeout(seconds)
+
+    def leave(self) -> None:
+        """End the session. Do not wait long for the reply."""
+        self.set_timeout(_QUIT_SECONDS)
+        with suppress(smtplib.SMTPException, OSError):
+            self.quit()
+        self.close()
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        connected = socket.create_connection((host, port), timeout)
+        self._transport._socket = connected  # noqa: SLF001 - the same module
+        if self._is_tls:
+            connected = ssl.create_default_context().wrap_socket(connected, server_hostname=host)
+            self._transport._socket = connected  # noqa: SLF001 - the same module
+        return connected
+
+
+def _local_name(sender: Address) -> str:
+    """Return the name for EHLO: the name of this machine if it is complete, or else the domain of the sender."""
+    name = socket.gethostname()
+    return name if "." in name and name.isascii() else sender.domain
+
+
+def _start_tls(client: smtplib.SMTP, server: SmtpServer) -> None:
+    if client.has_extn("starttls"):
+        client.starttls(context=ssl.create_default_context())
+    elif server.password is not None:
+        raise MailServerError(
+            "it does not offer STARTTLS, so the password was not sent: use smtps://, or find out what removes STARTTLS"
+        )
+
+
+def _sign_in(client: smtplib.SMTP, username: str, password: str) -> None:
+    try:
+        client.login(username, password)
+    except smtplib.SMTPAuthenticationError as error:
+        raise MailServerError(
+            f"it rejects the user or the password in mail.url ({error.smtp_code})", error.smtp_code
+        ) from None
+    except (smtplib.SMTPServerDisconnected, smtplib.SMTPResponseException):
+        raise
+    except smtplib.SMTPException:  # it offers no authentication, or none that this client knows
+        raise MailServerError(
+            "it does not let clients sign in on this port: use its submission port, often 587, or remove the user and"
+            " password from mail.url"
+        ) from None
+
+
+@contextmanager
+def _translated(server: SmtpServer) -> Iterator[None]:
+    """Turn the errors of the client into those of the port."""
+    try:
+        yield
+    except MailError:
+        raise
+    except ssl.SSLCertVerificationError as error:
+        raise MailServerError(
+            f"its certificate is not trusted ({error.verify_message}): use the name in the certificate, or set"
+            " SSL_CERT_FILE to the file with its authority"
+        ) from None
+    except ssl.SSLError as error:
+        raise MailServerError(
+            f"no encrypted connection to {server.host}:{server.port} ({error.reason}): smtps:// needs a port with TLS,"
+            " often 465, and smtp:// one without, often 587"
+        ) from None
+    except smtplib.SMTPResponseException as error:
+        raise _reply_error(
+            error.smtp_code, error.smtp_error, is_about_mail=isinstance(error, smtplib.SMTPDataError)
+        ) from None
+    except smtplib.SMTPServerDisconnected:
+        raise MailServerError("it closed the connection, or did not reply in time") from None
+    except smtplib.SMTPException as error:
+        raise MailServerError(f"it does not follow the protocol ({type(error).__name__})") from None
+    except TimeoutError:
+        raise MailServerError(f"{server.host}:{server.port} does not reply: check mail.url and the network") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise MailServerError(f"cannot connect to {server.host}:{server.port} ({reason}): check mail.url") from None
+
+
+def _reply_error(code: int, text: bytes | str, *, is_about_mail: bool = True) -> MailError:
+    """Return the error for a reply that is not a success."""
+    described = _describe(code, text)
+    if not is_about_mail or code == _CLOSING or code in _NEEDS_SIGN_IN or not _OK <= code < _INVALID:
+        return MailServerError(described, code)
+    return MailRejectedError(described, code) if code >= _PERMANENT else MailDelayedError(described, code)
+
+
+def _describe(code: int, text: bytes | str) -> str:
+    """Return a reply in one line, without addresses and tokens."""
+    if code == -1:
+        return "it does not answer like a mail server: check the host and port in mail.url"
+    words = text if isinstance(text, str) else text.decode("ascii", "replace")
+    words = _UNPRINTABLE.sub(" ", _LINK_TOKEN.sub("<link>", _ADDRESS.sub("<address>", words)))
+    return f"{code} {words.strip()}"[:_MAX_ERROR_CHARS]
+
+
+def _encode(mail: Mail, sender: Address, recipient: Address, *, is_utf8: bool) -> bytes:
+    """Return the message as bytes. Without SMTPUTF8, they are ASCII."""
+    message = EmailMessage(policy=SMTPUTF8 if is_utf8 else SMTP.clone(cte_type="7bit"))
+    message["From"] = sender
+    message["To"] = recipient
+    message["Subject"] = mail.subject
+    message["Date"] = format_datetime(utc_now())
+    message["Message-ID"] = make_msgid(domain=sender.domain)
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no automatic replies
+    message.set_content(mail.text)
+    if mail.html is not None:
+        message.add_alternative(mail.html, subtype="html")
+    return message.as_bytes()
