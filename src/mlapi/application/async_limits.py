@@ -11,7 +11,7 @@ from mlapi.application.deadlines import remaining_seconds
 from mlapi.application.leases import DRAW_TIMEOUT_SECONDS, TIMED_OUT, PendingDraw
 from mlapi.application.limits import Charges, Limiter
 from mlapi.domain.allowances import Draw, Drawn
-from mlapi.domain.plans import AllowanceState
+from mlapi.domain.plans import AllowanceState, RequestLimitReachedError
 from mlapi.domain.users import User
 
 
@@ -30,6 +30,13 @@ class AsyncLimiter:
         """Count a request. See `Limiter.admit`. Canceling this coroutine before it returns counts nothing."""
         states = self._limiter.admit_nowait(user, cost)
         return await self._limiter.admit_with(self._executor, user, cost) if states is None else states
+
+    async def read(self, user: User) -> tuple[AllowanceState, ...]:
+        """Return the state of each allowance, even if one is used up. Counts nothing."""
+        try:
+            return await self.admit(user, 0)
+        except RequestLimitReachedError as error:
+            return error.states
 
     async def charge(self, user: User, units: int) -> None:
         """Count units. See `Limiter.charge`."""

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mlapi.application.async_limits import AsyncLimiter
     from mlapi.application.charges import BackgroundCharges
     from mlapi.application.limits import Limiter
+    from mlapi.domain.plans import AllowanceState
 
 _MAX_PLANNED = 2000
 _WARNING_INTERVAL_SECONDS = 3600
@@ -303,6 +304,15 @@ class AsyncGuard:
         parsed = self._guard.parse_credential(credential)
         principal = await self._look_up(get_principal_id(parsed))
         return self._guard.authenticate(parsed, principal, self._guard.clock())
+
+    async def read_limits(self, user: User) -> "tuple[AllowanceState, ...]":
+        """Return the limits of a user's plan and what remains of each, without counting a request.
+
+        Raises:
+            ConfigurationError: if the plan is not in the configuration, and there is no default plan.
+            InvalidTokenError: if the user does not exist.
+        """
+        return () if self._limiter is None else await self._limiter.read(user)
 
     async def charge(self, user: User, units: int, *, key_id: ApiKeyId | None = None) -> None:
         """Count units of a user, such as generated tokens. Return when they are stored. See `Guard.charge`."""

@@ -11,6 +11,7 @@ from mlapi.domain.audit_trail import AuditTrail
 from mlapi.domain.errors import MlapiError
 from mlapi.domain.logins import Logins
 from mlapi.domain.ports import Clock, LinkRepository
+from mlapi.domain.sessions import Sessions
 from mlapi.domain.usage import UsageRepository
 from mlapi.domain.users import to_utc, utc_now
 from mlapi.forks import call_in_children
@@ -46,6 +47,11 @@ class RetentionRule:
     @classmethod
     def for_logins(cls, logins: Logins, max_age: timedelta) -> "RetentionRule":
         return cls("logins", max_age, lambda before, limit: logins.purge(before=before, limit=limit))
+
+    @classmethod
+    def for_sessions(cls, sessions: Sessions) -> "RetentionRule":
+        """Return the rule for sessions that have expired."""
+        return cls("sessions", timedelta(0), lambda before, limit: sessions.purge(before=before, limit=limit))
 
     @classmethod
     def for_usage(cls, usage: UsageRepository, max_age: timedelta) -> "RetentionRule":

@@ -9,7 +9,14 @@ from functools import partial
 import attrs
 
 from mlapi.adapters.common_passwords import load_common_passwords
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryAuditTrail, InMemoryManagers, InMemoryTokens, InMemoryUsage
+from mlapi.adapters.memory import (
+    InMemoryAttempts,
+    InMemoryAuditTrail,
+    InMemoryManagers,
+    InMemorySessions,
+    InMemoryTokens,
+    InMemoryUsage,
+)
 from mlapi.application.address_limits import AddressLimiter
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.guard import Guard
@@ -28,6 +35,7 @@ from mlapi.application.preparation import (
 )
 from mlapi.application.retention import Retention, RetentionRule
 from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
+from mlapi.application.sessions import PreparedSessions
 from mlapi.application.usage import BackgroundUsage
 from mlapi.application.users import Users
 from mlapi.bootstrap.guard import check_access, limiter_for
@@ -39,6 +47,7 @@ from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.logins import Logins
 from mlapi.domain.ports import AttemptCounts, AttemptLimiter, UserRepository
 from mlapi.domain.rules import PasswordPolicy
+from mlapi.domain.sessions import Sessions
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import UsageRepository
 from mlapi.secret_store import SecretStore
@@ -58,6 +67,7 @@ class Service:
     usage: UsageRepository
     settings: Settings
     """The settings, including secrets that were loaded from a file or generated."""
+    sessions: Sessions
     storage: Storage
     secrets: SecretStore[StoredPasswordCipher]
 
@@ -119,6 +129,7 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
                 link_limiter=AddressLimiter(counts, per_address=MAX_REDEMPTIONS_PER_ADDRESS, kind="link"),
                 usage=usage,
                 settings=settings,
+                sessions=PreparedSessions(storage.sessions, preparation),
                 storage=storage,
                 secrets=secrets,
             )
@@ -149,7 +160,11 @@ def open_users(settings: Settings, *, must_be_available: bool = False, may_creat
 
 @contextmanager
 def retention(
-    repository: UserRepository, usage: UsageRepository, settings: Settings, logins: Logins | None = None
+    repository: UserRepository,
+    usage: UsageRepository,
+    settings: Settings,
+    logins: Logins | None = None,
+    sessions: Sessions | None = None,
 ) -> Iterator[None]:
     """Delete expired links, and data older than the settings allow, in the background until the block ends."""
     rules = [RetentionRule.for_links(repository.links)]
@@ -159,6 +174,8 @@ def retention(
         rules.append(RetentionRule.for_usage(usage, timedelta(days=settings.usage.days)))
     if settings.account.login_days and logins is not None:
         rules.append(RetentionRule.for_logins(logins, timedelta(days=settings.account.login_days)))
+    if sessions is not None:
+        rules.append(RetentionRule.for_sessions(sessions))
     with closing(Retention(rules)):
         yield
 
@@ -173,6 +190,11 @@ def in_memory_access(users: Users) -> Access:
 def in_memory_usage() -> UsageRepository:
     """Return an empty repository of usage, which is lost when the process ends."""
     return InMemoryUsage()
+
+
+def in_memory_sessions() -> Sessions:
+    """Return an empty store of sessions, which is lost when the process ends."""
+    return InMemorySessions()
 
 
 def in_memory_managers(users: Users) -> ManagerRegistry:

@@ -60,6 +60,7 @@ def create_app(
     trusted_proxies: Sequence[Network] = (),
     token_in_path: bool = True,
     own_api_keys: int = MAX_OWN_API_KEYS,
+    has_account_pages: bool = True,
     cors_origins: Sequence[str] = (),
 ) -> Starlette:
     """Return the service as an ASGI application.
@@ -78,6 +79,7 @@ def create_app(
         trusted_proxies: proxies that may set ``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Request-Id``.
         token_in_path: whether to serve ``GET /token_status/<token>``, for clients that cannot send headers.
         own_api_keys: how many API keys users can create for themselves; 0 for none.
+        has_account_pages: whether users can sign in to ``/account``.
         cors_origins: origins from which browsers may register users, log in and manage their own account, or ``*``.
     """
     if users is None:
@@ -95,6 +97,7 @@ def create_app(
         trusted_proxies=trusted_proxies,
         token_in_path=token_in_path,
         own_api_keys=own_api_keys,
+        has_account_pages=has_account_pages,
         cors_origins=cors_origins,
     )
     app = _build_app(lifespan_for(runtime))

@@ -19,11 +19,12 @@ from mlapi.application.lookups import UsernameLookup
 from mlapi.application.managers import AsyncManagers, ManagerRegistry
 from mlapi.application.registration import AsyncRegistration
 from mlapi.application.users import Users
-from mlapi.bootstrap import async_guard, open_service, retention
+from mlapi.bootstrap import async_guard, in_memory_sessions, open_service, retention
 from mlapi.config import MAX_OWN_API_KEYS, load_settings
 from mlapi.domain.actors import Actor
 from mlapi.domain.addresses import Network
 from mlapi.domain.logins import Logins
+from mlapi.domain.sessions import Sessions
 from mlapi.domain.usage import UsageRepository
 from mlapi.domain.users import Pending
 from mlapi.entrypoints.admin import AdminPolicy
@@ -53,12 +54,14 @@ class Runtime:
         guard: checks tokens and API keys.
         usage: stores the usage of the users.
         logins: stores the logins of the users; None if they are not recorded.
+        sessions: stores the sessions of managers and users.
         executor: queries the users, hashes passwords and applies commands without blocking the event loop.
         metrics: the metrics of this process.
         trusted_proxies: proxies whose headers may set the client address, the scheme and the request id.
         token_in_path: whether ``GET /token_status/<token>`` is served.
         own_api_keys: how many API keys users can create for themselves; 0 for none.
         public_url: the address of this service in one-time links. None for the address of the request.
+        has_account_pages: whether users can sign in to ``/account``.
         cors: decides whether pages of other origins may call the service. None if they may not.
     """
 
@@ -70,12 +73,14 @@ class Runtime:
     guard: AsyncGuard
     usage: UsageRepository
     logins: Logins | None
+    sessions: Sessions
     executor: PoolExecutor
     metrics: Metrics
     trusted_proxies: Sequence[Network]
     token_in_path: bool
     own_api_keys: int
     public_url: str | None
+    has_account_pages: bool
     cors: CorsPolicy | None
     _resources: ExitStack
 
@@ -91,9 +96,11 @@ class Runtime:
         link_limiter: AddressLimiter | None = None,
         pending: Pending | None = None,
         public_url: str | None = None,
+        sessions: Sessions | None = None,
         trusted_proxies: Sequence[Network] = (),
         token_in_path: bool = True,
         own_api_keys: int = MAX_OWN_API_KEYS,
+        has_account_pages: bool = True,
         cors_origins: Sequence[str] = (),
     ) -> "Runtime":
         resources, metrics = ExitStack(), Metrics(lambda: access.guard.decisions)
@@ -113,12 +120,14 @@ class Runtime:
             guard=resources.enter_context(async_guard(access.guard)),
             usage=usage,
             logins=access.logins,
+            sessions=in_memory_sessions() if sessions is None else sessions,
             executor=executor,
             metrics=metrics,
             trusted_proxies=trusted_proxies,
             token_in_path=token_in_path,
             own_api_keys=own_api_keys,
             public_url=public_url,
+            has_account_pages=has_account_pages,
             cors=CorsPolicy(cors_origins) if cors_origins else None,
             resources=resources,
         )
@@ -156,7 +165,13 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
     log_to_stderr(settings.log_format)
     with (
         open_service(settings) as service,
-        retention(service.users.repository, service.usage, service.settings, service.access.logins),
+        retention(
+            service.users.repository,
+            service.usage,
+            service.settings,
+            service.access.logins,
+            service.sessions,
+        ),
     ):
         settings = service.settings
         admin_policy = AdminPolicy.from_settings(settings)
@@ -165,6 +180,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
             service.managers,
             service.access,
             service.usage,
+            sessions=service.sessions,
             registration_limiter=service.registration_limiter,
             link_limiter=service.link_limiter,
             pending=settings.registration.pending,
@@ -172,6 +188,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
             trusted_proxies=settings.http.trusted_networks,
             token_in_path=not settings.is_production,
             own_api_keys=settings.own_api_keys,
+            has_account_pages=settings.account.enabled,
             cors_origins=settings.http.cors_origins,
         )
         install(app, runtime, admin_policy)

@@ -7,6 +7,7 @@ from http import HTTPStatus
 
 import attrs
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -69,6 +70,8 @@ class PagesApp:
 
         http_request = Request(scope, receive)
         state = http_request.app.state
+        if not self.site.is_enabled(state.runtime):
+            raise HTTPException(HTTPStatus.NOT_FOUND)
         request = PageRequest(
             site=self.site,
             http_request=http_request,

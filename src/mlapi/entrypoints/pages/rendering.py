@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -124,6 +124,10 @@ _TITLES: Mapping[int, str] = {
 }
 
 
+def _to_timedelta(seconds: int) -> timedelta:
+    return timedelta(seconds=seconds)
+
+
 @cache
 def _templates(package: str) -> "Environment":
     """Return the templates of a site. They replace shared templates of the same name."""
@@ -137,5 +141,9 @@ def _templates(package: str) -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"parse_json": json.loads, "parse_time": datetime.fromisoformat}
+    environment.filters |= {
+        "parse_json": json.loads,
+        "parse_time": datetime.fromisoformat,
+        "seconds": _to_timedelta,
+    }
     return environment

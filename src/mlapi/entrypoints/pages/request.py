@@ -96,6 +96,7 @@ class Site:
         is_same_origin_required: whether forms must come from the pages of the site. False if a form contains a secret
             that no other page knows.
         headers: headers for every response, in addition to the default ones.
+        is_enabled: whether the settings allow the site. If not, its pages do not exist.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Site:
     cookie: str = ""
     is_same_origin_required: bool = True
     headers: Mapping[str, str] = attrs.field(factory=dict)
+    is_enabled: Callable[[Runtime], bool] = lambda _runtime: True
 
 
 @attrs.frozen(kw_only=True)
