@@ -3,20 +3,19 @@
 from collections.abc import Container, Iterable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import click
 import msgspec
 
 from mlapi.application.usage_reports import find_last_seen
 from mlapi.application.user_search import iterate_sorted
-from mlapi.config.plans import NO_PLAN
 from mlapi.domain.expiry import Extension
-from mlapi.domain.metadata import Metadata
 from mlapi.domain.rules import UserFilter
 from mlapi.domain.users import User, UserOrder, utc_now
+from mlapi.entrypoints.cli.links import users_invite, users_link
 from mlapi.entrypoints.cli.operator import open_service_as_operator, open_users_as_operator
-from mlapi.entrypoints.cli.output import CommandGroup, UsageError, command_errors, json_option, read_secret
+from mlapi.entrypoints.cli.output import CommandGroup, UsageError, json_option, read_secret
 from mlapi.entrypoints.cli.selection import (
     STDIN,
     Report,
@@ -34,9 +33,8 @@ from mlapi.entrypoints.cli.selection import (
 from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, printable, show_rows
 from mlapi.entrypoints.cli.times import ExpiryTime
 from mlapi.entrypoints.cli.transfer import users_export, users_import
+from mlapi.entrypoints.cli.user_details import NewExpiry, details_options, parse_changes
 from mlapi.entrypoints.wire.responses import ShownUserResponse, UserResponse
-
-NewExpiry = datetime | Extension | Literal["never"]
 
 _COLUMNS: list[Column[Any]] = [  # of `UserResponse` and its subclass
     Column(heading="ID", cell=lambda user: user.user_id, is_number=True),
@@ -62,6 +60,8 @@ def user_commands() -> None:
 
 user_commands.add_command(users_import)
 user_commands.add_command(users_export)
+user_commands.add_command(users_invite)
+user_commands.add_command(users_link)
 
 
 @user_commands.command("list")
@@ -102,9 +102,7 @@ def users_show(names: Sequence[str], *, reference: str | None, list_format: str 
 @user_commands.command("add")
 @click.argument("username")
 @click.argument("email")
-@click.option("--expires", type=ExpiryTime(), metavar="TIME", help="When access expires. Default: never.")
-@click.option("--plan", metavar="NAME", help="A plan in the configuration. Default: default_plan.")
-@click.option("--metadata", metavar="JSON", help='A JSON object, such as \'{"customer": "cus_123"}\'.')
+@details_options
 @json_option
 def users_add(
     username: str, email: str, *, expires: NewExpiry | None, plan: str | None, metadata: str | None, as_json: bool
@@ -114,7 +112,7 @@ def users_add(
     TIME is a date (its start, in UTC), a time, or an amount of h, d, w, mo or y, such as +30d.
     """
     password = _read_password()
-    changes = _parse_changes(expires=expires, plan=plan, metadata=metadata)
+    changes = parse_changes(expires=expires, plan=plan, metadata=metadata)
     with open_users_as_operator(may_create=True) as users:
         Report("registered", as_json=as_json).succeed_for(
             users.register(username=username, password=password, email=email, **changes)
@@ -143,7 +141,7 @@ def users_set(
 
     Use - to read the names or ids of users from standard input.
     """  # noqa: D301 - see `users_list`
-    changes = _parse_changes(expires=expires, **fields)
+    changes = parse_changes(expires=expires, **fields)
     if not changes:
         raise UsageError("nothing to change: add --expires, --plan, --new-username, --email or --metadata")
     if "username" in changes and (len(names) > 1 or STDIN in names):
@@ -223,19 +221,6 @@ def _show_users(found: Iterable[User], list_format: str | None, *, empty: str = 
 def _format_metadata(metadata: msgspec.Raw) -> str:
     text = bytes(metadata).decode()
     return "" if text == "{}" else text
-
-
-def _parse_changes(*, expires: NewExpiry | None, metadata: str | None, **fields: str | None) -> dict[str, Any]:
-    """Return the arguments for `Users.prepare_update`, without the options that were omitted."""
-    changes: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
-    if changes.get("plan") == NO_PLAN:
-        changes["plan"] = None
-    if expires is not None:
-        changes["expires"] = None if expires == "never" else expires
-    if metadata is not None:
-        with command_errors():
-            changes["metadata"] = Metadata.from_json(metadata).as_dict()
-    return changes
 
 
 def _describe_access(user: User, *, shown: Container[str]) -> str:

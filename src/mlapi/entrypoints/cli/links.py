@@ -1,0 +1,104 @@
+"""``mlapi users link`` and ``mlapi users invite``: one-time links with which users set their passwords."""
+
+import re
+from typing import Any
+
+import click
+import msgspec
+
+from mlapi.application.users import Users
+from mlapi.bootstrap import Service
+from mlapi.domain.links import Link
+from mlapi.domain.users import User, UserId
+from mlapi.entrypoints.cli.operator import open_service_as_operator
+from mlapi.entrypoints.cli.output import UsageError, json_option
+from mlapi.entrypoints.cli.selection import describe, find_user, user_argument
+from mlapi.entrypoints.cli.tables import format_time
+from mlapi.entrypoints.cli.user_details import NewExpiry, details_options, parse_changes
+from mlapi.entrypoints.wire.paths import LINKS_PATH
+from mlapi.entrypoints.wire.responses import PasswordLink
+
+_URL = re.compile(r"https?://[^\s/?#]+[^\s?#]*")
+
+url_option = click.option(
+    "--url", metavar="URL", help="The address of the service for users. Default: http.public_url."
+)
+
+
+class Invitation(PasswordLink, frozen=True, kw_only=True):
+    """The JSON output of ``mlapi users invite``."""
+
+    user_id: UserId
+    username: str
+
+
+@click.command("link")
+@user_argument
+@url_option
+@json_option
+def users_link(user: str, *, reference: str | None, url: str | None, as_json: bool) -> None:
+    """Make a one-time link with which a user sets a new password.
+
+    The link is valid for 24 hours, and cannot be shown again. Only the link is printed on standard output.
+    """
+    with open_service_as_operator() as service:
+        base = _find_base(service, url)
+        found = find_user(service.users, user, reference)
+        link, address = _add_link(service.users, found, base)
+    _show(f"made a link for {describe(found)}", link, address, PasswordLink(address, link.expires_datetime), as_json)
+
+
+@click.command("invite")
+@click.argument("username")
+@click.argument("email")
+@details_options
+@url_option
+@json_option
+def users_invite(
+    username: str,
+    email: str,
+    *,
+    expires: NewExpiry | None,
+    plan: str | None,
+    metadata: str | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    """Register a user without a password, and print a one-time link with which the user sets one.
+
+    The link is valid for 24 hours, and cannot be shown again. `mlapi users link` makes another one.
+    """
+    changes: dict[str, Any] = parse_changes(expires=expires, plan=plan, metadata=metadata)
+    with open_service_as_operator(may_create=True) as service:
+        base = _find_base(service, url)
+        user = service.users.invite(username=username, email=email, **changes)
+        link, address = _add_link(service.users, user, base)
+    value = Invitation(address, link.expires_datetime, user_id=user.id, username=user.username)
+    _show(f"registered {describe(user)}", link, address, value, as_json)
+
+
+def _find_base(service: Service, url: str | None) -> str:
+    """Return the beginning of links, without a slash at its end.
+
+    Raises:
+        UsageError: if it is unknown or not a URL.
+    """
+    base = url or service.settings.http.public_url
+    if base is None:
+        raise UsageError("the address of the service is unknown: set http.public_url, or add --url https://...")
+    if not _URL.fullmatch(base):
+        raise UsageError("--url must be an address such as https://api.example.com")
+    return base.rstrip("/")
+
+
+def _add_link(users: Users, user: User, base: str) -> tuple[Link, str]:
+    link, token = users.add_link(user_id=user.id)
+    return link, f"{base}{LINKS_PATH}/{token}"
+
+
+def _show(done: str, link: Link, address: str, value: PasswordLink, as_json: bool) -> None:  # noqa: FBT001 - internal
+    if as_json:
+        click.echo(msgspec.json.encode(value))
+        return
+    click.echo(f"{done}; the link is valid until {format_time(link.expires_datetime)} UTC and works once", err=True)
+    click.echo(address)
