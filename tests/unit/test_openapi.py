@@ -23,7 +23,7 @@ from mlapi.entrypoints.wire.error_responses import ERRORS
 from mlapi.entrypoints.wire.openapi import DescribedAccess, openapi
 from mlapi.entrypoints.wire.operation import Operation
 from mlapi.entrypoints.wire.operations import OPERATIONS
-from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, START_PATH
+from mlapi.entrypoints.wire.paths import ACCOUNT_PATH, CONSOLE_PATH, DOCS_PATH, LINKS_PATH, OPENAPI_PATH, START_PATH
 from mlapi.entrypoints.wire.queries import (
     AUDIT_PARAMETERS,
     DAYS_PARAMETERS,
@@ -33,7 +33,7 @@ from mlapi.entrypoints.wire.queries import (
 )
 
 DOCUMENT: dict[str, Any] = json.loads(openapi())
-PAGES = (CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH)
+PAGES = (CONSOLE_PATH, ACCOUNT_PATH, LINKS_PATH, DOCS_PATH, OPENAPI_PATH)
 """Routes without an operation: web pages and the description itself."""
 ANY_METHOD = ("GET",)
 """The method in the description of operations that accept every method."""

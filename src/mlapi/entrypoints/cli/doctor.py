@@ -116,6 +116,13 @@ def _check_access(settings: Settings) -> Iterator[Check]:
             "warning",
             "no proxy is trusted: behind a proxy, set http.trusted_proxies, or all clients appear to share one address",
         )
+    if settings.is_production and settings.registration.open and settings.registration.pending is None:
+        yield Check(
+            "registration",
+            "warning",
+            "anyone may register, and is enabled at once: set registration.approval or registration.verify_email to"
+            " true, or registration.open to false",
+        )
     if settings.passwords.scheme == "fernet":
         yield Check(
             "passwords",

@@ -42,7 +42,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
         metadata: str | None,
         **others: object,
     ) -> None:
-        if state is not None and enabled not in {None, state != "disabled"}:
+        if state is not None and enabled not in {None, state not in {"disabled", "pending"}}:
             raise UsageError(f"no user matches both --state {state} and --{'enabled' if enabled else 'disabled'}")
         matching = UserFilter(
             enabled=enabled,

@@ -201,7 +201,7 @@ def _parse(
 
 def _find_contradictions(values: Mapping[str, str]) -> list[tuple[str, str | None]]:
     """Return an error if no user can match both ``state`` and ``enabled``."""
-    is_disabled = values.get("state") == "disabled"
+    is_disabled = values.get("state") in {"disabled", "pending"}
     if "state" in values and values.get("enabled") == ("1" if is_disabled else "0"):
         return [("state", f"contradicts enabled={values['enabled']}: omit enabled")]
     return []
