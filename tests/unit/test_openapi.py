@@ -13,7 +13,7 @@ from starlette.routing import Match, Route
 
 from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.domain.errors import ManagerExistsError, ManagerNotFoundError
+from mlapi.domain.errors import ManagerExistsError, ManagerNotFoundError, UserChangedError
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.handlers import HANDLERS
 from mlapi.entrypoints.http.middleware import Endpoint
@@ -72,7 +72,7 @@ def operation_routes() -> list[Route]:
     ]
 
 
-ERRORS_OF_PAGES = {ManagerExistsError, ManagerNotFoundError}
+ERRORS_OF_PAGES = {ManagerExistsError, ManagerNotFoundError, UserChangedError}
 """The errors that only the console and the command line raise."""
 
 # --- the document is valid
