@@ -21,7 +21,7 @@ from mlapi.domain.rules import find_time_error
 from mlapi.domain.users import to_utc
 
 Role = Literal["admin", "viewer"]
-"""What a manager may do. Viewers read users, usage, the audit trail and metrics; admins also change them."""
+"""The permissions of a manager. Viewers read users, usage, the audit trail and metrics; admins also change them."""
 ROLES: tuple[Role, ...] = ("admin", "viewer")
 
 ManagerTokenId = NewType("ManagerTokenId", str)
@@ -41,7 +41,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 @attrs.frozen
 class ManagerIdentity:
-    """Who manages users: a named manager, the holder of the admin token, or a program on this machine."""
+    """A caller who manages users: a named manager, the holder of the admin token, or a program on this machine."""
 
     name: str
     role: Role
@@ -53,7 +53,7 @@ class ManagerIdentity:
 
     @property
     def is_admin(self) -> bool:
-        """Whether they may change users."""
+        """True if the caller may change users."""
         return self.role == "admin"
 
 
@@ -207,7 +207,7 @@ def authenticate_manager(presented: PresentedManagerToken, stored: Manager | Non
 
     Args:
         presented: the token from the request.
-        stored: the manager with its token id; None if there is none.
+        stored: the manager with its token id; None if the id is unknown.
         at: the current time.
 
     Raises:
