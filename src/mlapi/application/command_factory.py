@@ -28,6 +28,7 @@ from mlapi.domain.credentials import ApiKey, ApiKeyId, generate_api_key, parse_a
 from mlapi.domain.errors import InvalidFieldsError, UserExistsError
 from mlapi.domain.expiry import Extension
 from mlapi.domain.links import LINK_LIFETIME, AddLink, LinkPurpose, generate_link_token, parse_link_token
+from mlapi.domain.mail import MailKind
 from mlapi.domain.metadata import Metadata, find_metadata_error
 from mlapi.domain.plans import Plans
 from mlapi.domain.ports import Clock, PasswordCipher
@@ -66,6 +67,7 @@ class CommandFactory:
         plans: returns the plans that users can have.
         actor: recorded in the audit trail as the author of the changes.
         keeps_names: whether the audit trail keeps the names of removed users.
+        sends_mail: whether new users get mail.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class CommandFactory:
         plans: Callable[[], Plans],
         actor: Actor,
         keeps_names: bool,
+        sends_mail: bool,
     ) -> None:
         self.cipher = cipher
         self._clock = clock
@@ -84,6 +87,7 @@ class CommandFactory:
         self._plans = plans
         self.actor = actor
         self._keeps_names = keeps_names
+        self._sends_mail = sends_mail
 
     @property
     def plans(self) -> Plans:
@@ -156,12 +160,21 @@ class CommandFactory:
             email=email,
             enabled=pending is None,
             pending=pending,
+            mail=self._find_mail(has_password=password is not None, pending=pending),
             at=now,
             expires_datetime=expires.extend(None, now) if isinstance(expires, Extension) else expires,
             plan=details.get("plan"),
             metadata=Metadata.from_object(details.get("metadata") or {}),
             actor=self.actor,
         )
+
+    def _find_mail(self, *, has_password: bool, pending: Pending | None) -> MailKind | None:
+        """Return the mail that a new user gets."""
+        if not self._sends_mail:
+            return None
+        if pending in {"email", "email_then_approval"}:
+            return "verify_email"
+        return None if has_password else "invitation"
 
     def prepare_update(self, *, user_id: UserId, **changes: Unpack[UserChanges]) -> UpdateUser:
         """Check the new values. Omitted fields keep their value.

@@ -124,8 +124,7 @@ class MailSender:
         self._pause_seconds = 0.0
         self._problem: str | None = None
         self._status_at_monotonic = float("-inf")
-        self.queued = 0
-        """How many mails waited when this process last counted them. It counts them every `STATUS_SECONDS`."""
+        self._queued = 0
         self._closing = threading.Event()
         call_in_children(self._stop_closing)
         self._thread = threading.Thread(target=self._run, name="mlapi-mail", daemon=True)
@@ -145,6 +144,10 @@ class MailSender:
         if self._thread.is_alive():
             self._transport.abort()
             self._thread.join(CLOSING_SECONDS)
+
+    def get_queued(self) -> int:
+        """Return how many mails waited when this process last counted them, at most `STATUS_SECONDS` ago."""
+        return self._queued
 
     def send_due(self) -> None:
         """Send the mail that is due now.
@@ -202,7 +205,7 @@ class MailSender:
     def _count_queued(self) -> None:
         if time.monotonic() >= self._status_at_monotonic:
             self._status_at_monotonic = time.monotonic() + STATUS_SECONDS
-            self.queued = self._outbox.read_status().queued
+            self._queued = self._outbox.read_status().queued
 
     def _process(self, mail: QueuedMail, current: _Session | None, stack: ExitStack) -> _Session | None:
         """Send one mail, or find the users that it is for. Return the session."""

@@ -10,6 +10,7 @@ import attrs
 from mlapi.domain.audit_trail import AuditTrail
 from mlapi.domain.errors import MlapiError
 from mlapi.domain.logins import Logins
+from mlapi.domain.outbox import Outbox
 from mlapi.domain.ports import Clock, LinkRepository
 from mlapi.domain.sessions import Sessions
 from mlapi.domain.usage import UsageRepository
@@ -18,6 +19,7 @@ from mlapi.forks import call_in_children
 
 INTERVAL_SECONDS = 600.0
 """The first purge also waits this long, so that it does not slow down startup."""
+FAILED_MAIL_AGE = timedelta(days=30)
 BATCH_ROWS = 1000
 """Maximum number of rows deleted in one transaction, which takes about 10 ms."""
 PAUSE_SECONDS = 0.1
@@ -57,6 +59,11 @@ class RetentionRule:
     def for_usage(cls, usage: UsageRepository, max_age: timedelta) -> "RetentionRule":
         """Return the rule for whole days of usage. The current day is kept in addition to ``max_age``."""
         return cls("usage", max_age, lambda before, limit: usage.purge(before=to_utc(before).date(), limit=limit))
+
+    @classmethod
+    def for_outbox(cls, outbox: Outbox) -> "RetentionRule":
+        """Return the rule for mail that could not be sent."""
+        return cls("failed mail", FAILED_MAIL_AGE, lambda before, limit: outbox.purge(before=before, limit=limit))
 
     @classmethod
     def for_links(cls, links: LinkRepository) -> "RetentionRule":

@@ -34,6 +34,7 @@ class Users(CommandFactory):
         plans: returns the plans that users can have.
         actor: recorded in the audit trail as the author of the changes.
         keeps_names: whether the audit trail keeps the names of removed users.
+        sends_mail: whether mail is configured. New users then get a link to verify their address, or an invitation.
 
     >>> from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
     >>> users = Users(InMemoryUserRepository(), PlainCipher())
@@ -52,9 +53,16 @@ class Users(CommandFactory):
         plans: Callable[[], Plans] = Plans,
         actor: Actor = UNKNOWN_ACTOR,
         keeps_names: bool = True,
+        sends_mail: bool = False,
     ) -> None:
         super().__init__(
-            cipher, clock=clock, password_policy=password_policy, plans=plans, actor=actor, keeps_names=keeps_names
+            cipher,
+            clock=clock,
+            password_policy=password_policy,
+            plans=plans,
+            actor=actor,
+            keeps_names=keeps_names,
+            sends_mail=sends_mail,
         )
         self.repository = repository
 
@@ -68,6 +76,7 @@ class Users(CommandFactory):
             plans=self._plans,
             actor=actor,
             keeps_names=self._keeps_names,
+            sends_mail=self._sends_mail,
         )
 
     def register(self, *, username: str, password: str, email: str, **details: Unpack[UserDetails]) -> User:

@@ -5,6 +5,7 @@ from mlapi.application.database_check import DatabaseCheck
 from mlapi.application.login_throttle import AttemptLimits
 from mlapi.bootstrap.backups import Backup, PreparedRestore, back_up, open_restore
 from mlapi.bootstrap.guard import async_guard, open_guard
+from mlapi.bootstrap.mail import MailCheck, check_mail, make_transport, send_test_mail, sending_mail
 from mlapi.bootstrap.maintenance import (
     check_database,
     locate_data,
@@ -36,17 +37,20 @@ __all__ = [
     "DatabaseCheck",
     "Finding",
     "Found",
+    "MailCheck",
     "PreparedRestore",
     "Service",
     "async_guard",
     "back_up",
     "check_database",
+    "check_mail",
     "in_memory_access",
     "in_memory_attempts",
     "in_memory_managers",
     "in_memory_sessions",
     "in_memory_usage",
     "locate_data",
+    "make_transport",
     "open_adoption",
     "open_database",
     "open_guard",
@@ -59,5 +63,7 @@ __all__ = [
     "open_users",
     "register_storage",
     "retention",
+    "send_test_mail",
+    "sending_mail",
     "upgrade_database",
 ]

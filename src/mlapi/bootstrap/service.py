@@ -23,6 +23,7 @@ from mlapi.application.guard import Guard
 from mlapi.application.links import MAX_REDEMPTIONS_PER_ADDRESS
 from mlapi.application.login_history import BackgroundLogins, PreparedLogins
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.application.mailing import Mailing
 from mlapi.application.managers import ManagerRegistry
 from mlapi.application.preparation import (
     Preparation,
@@ -33,6 +34,7 @@ from mlapi.application.preparation import (
     prepare_managers_on_first_use,
     prepare_on_first_use,
 )
+from mlapi.application.prepared_outbox import PreparedOutbox
 from mlapi.application.retention import Retention, RetentionRule
 from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
 from mlapi.application.sessions import PreparedSessions
@@ -45,6 +47,7 @@ from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
 from mlapi.config.plan_reload import reloading_plans
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.logins import Logins
+from mlapi.domain.outbox import Outbox
 from mlapi.domain.ports import AttemptCounts, AttemptLimiter, UserRepository
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.sessions import Sessions
@@ -64,6 +67,9 @@ class Service:
     access: Access
     registration_limiter: AddressLimiter | None
     link_limiter: AddressLimiter
+    outbox: Outbox
+    mailing: Mailing | None
+    """Queues mail. None if mail is not configured."""
     usage: UsageRepository
     settings: Settings
     """The settings, including secrets that were loaded from a file or generated."""
@@ -101,6 +107,7 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
             password_policy=password_policy(settings),
             plans=plans,
             keeps_names=settings.audit.names,
+            sends_mail=settings.mail.url is not None,
         )
         counts = PreparedAttemptCounts(storage.attempts, preparation)
         attempts = FixedWindowAttemptLimiter(counts, AttemptLimits(**attrs.asdict(settings.logins)))
@@ -108,6 +115,7 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
         recorder = BackgroundUsage(usage, repository)
         allowances = PreparedAllowances(storage.allowances, preparation)
         logins = PreparedLogins(storage.logins, preparation)
+        outbox = PreparedOutbox(storage.outbox, preparation)
         login_recorder = BackgroundLogins(logins)
         with closing(recorder), closing(login_recorder), limiter_for(settings, allowances, plans) as limiter:
             guard = Guard(
@@ -127,6 +135,8 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
                 ),
                 registration_limiter=_registration_limiter(counts, settings),
                 link_limiter=AddressLimiter(counts, per_address=MAX_REDEMPTIONS_PER_ADDRESS, kind="link"),
+                outbox=outbox,
+                mailing=None if settings.mail.url is None else Mailing(outbox, counts, clock=users.now),
                 usage=usage,
                 settings=settings,
                 sessions=PreparedSessions(storage.sessions, preparation),
@@ -165,6 +175,8 @@ def retention(
     settings: Settings,
     logins: Logins | None = None,
     sessions: Sessions | None = None,
+    *,
+    outbox: Outbox | None = None,
 ) -> Iterator[None]:
     """Delete expired links, and data older than the settings allow, in the background until the block ends."""
     rules = [RetentionRule.for_links(repository.links)]
@@ -176,6 +188,8 @@ def retention(
         rules.append(RetentionRule.for_logins(logins, timedelta(days=settings.account.login_days)))
     if sessions is not None:
         rules.append(RetentionRule.for_sessions(sessions))
+    if outbox is not None:
+        rules.append(RetentionRule.for_outbox(outbox))
     with closing(Retention(rules)):
         yield
 

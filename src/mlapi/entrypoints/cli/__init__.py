@@ -20,6 +20,7 @@ COMMANDS = {
         "Check configuration, secrets, management, database, schema, key and clock.",
     ),
     "keys": ("api_keys:api_key_commands", "Manage the API keys of users."),
+    "mail": ("mail:mail_commands", "Check the mail that the service sends."),
     "managers": ("managers:manager_commands", "Manage the managers: who may read or change users."),
     "restore": ("backup:restore_command", "Replace the SQLite database with the backup FILE."),
     "secrets": ("secrets:secret_commands", "Manage the keys that encrypt passwords and sign tokens."),

@@ -12,7 +12,7 @@ from typing import Literal
 import attrs
 import click
 
-from mlapi.bootstrap import DatabaseCheck, check_database, locate_data
+from mlapi.bootstrap import DatabaseCheck, check_database, check_mail, locate_data
 from mlapi.config import Settings, load_settings, locate_config_file
 from mlapi.config.plans import make_plans
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
@@ -98,6 +98,8 @@ def run_checks() -> Iterator[Check]:
         source = "the configuration" if settings.secrets.key else secrets.location
         yield Check("secrets", "ok", f"key and salt are in {source}")
     yield from _check_access(completed)
+    if settings.mail.url is not None:
+        yield from _check_mail(settings)
     yield from _check_database(settings, files, has_secrets=completed is not settings, is_missing=is_missing)
 
 
@@ -131,6 +133,31 @@ def _check_access(settings: Settings) -> Iterator[Check]:
         )
     if settings.metrics.open:
         yield Check("metrics", "warning", "metrics.open is true: anyone who can reach the port can read the metrics")
+
+
+def _check_mail(settings: Settings) -> Iterator[Check]:
+    check = check_mail(settings)
+    if check.error is None:
+        yield Check("mail", "ok", f"{check.server} accepts this client: {check.connection}")
+    else:
+        yield Check("mail", "problem", f"no mail can be sent through {check.server}: {check.error}")
+    if check.is_exposed:
+        yield Check(
+            "mail",
+            "warning",
+            "links travel to the mail server without encryption: use smtps://, or a server that offers STARTTLS",
+        )
+    if check.status is None:
+        return
+    status = check.status
+    yield Check("mail", "ok", f"{status.queued} waiting to be sent, {status.failed} failed")
+    if status.last_error is not None:
+        yield Check(
+            "mail",
+            "warning",
+            f"latest error: {status.last_error}; `mlapi mail list` lists the mails, and `mlapi mail retry` sends failed"
+            " ones again",
+        )
 
 
 def _check_database(

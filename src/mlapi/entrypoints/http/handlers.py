@@ -272,6 +272,17 @@ async def use_password_link(request: Request) -> Response:
 
 
 @handler
+async def reset_password(request: Request) -> Response:
+    runtime = _runtime(request)
+    if runtime.mailing is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    body = await _decode_body(request, requests.PasswordResetRequest)
+    address = runtime.client_address(request)
+    await runtime.executor.for_client(address).query(runtime.mailing.request_password, body.username, address)
+    return responses.reset_requested()
+
+
+@handler
 async def end_tokens(request: Request) -> Response:
     command = _users_as_manager(request).prepare_end_tokens(user_id=_user_id(request))
     return responses.tokens_ended(await _runtime(request).executor.apply(command))

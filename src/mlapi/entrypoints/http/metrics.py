@@ -27,7 +27,8 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _REQUESTS, _REQUEST_SECONDS, _CHANGES, _INFO = "mlapi_requests", "mlapi_request_seconds", "mlapi_changes", "mlapi_info"
 _DECISIONS = "mlapi_guard_decisions"
-_NAMES = frozenset({_REQUESTS, _REQUEST_SECONDS, _CHANGES, _DECISIONS, _INFO})
+_MAILS, _MAILS_QUEUED = "mlapi_mails", "mlapi_mails_queued"
+_NAMES = frozenset({_REQUESTS, _REQUEST_SECONDS, _CHANGES, _DECISIONS, _MAILS, _INFO})
 GUARD_ENDPOINT = "verify"
 """The only endpoint that counts requests toward the limits and usage of users."""
 
@@ -76,6 +77,7 @@ class Metrics:
         self._decisions = prometheus.Counter(
             _DECISIONS, "Requests that the guard admitted or rejected.", ["decision"], registry=registry
         )
+        self._mails = prometheus.Counter(_MAILS, "Attempts to send a mail.", ["result"], registry=registry)
         version = prometheus.Gauge(
             _INFO, "The running version.", ["version"], registry=registry, multiprocess_mode="max"
         )
@@ -112,6 +114,16 @@ class Metrics:
     def count_rejected_registration(self) -> None:
         """Count a registration that was rejected without a command, because its username is taken."""
         self._changes.labels("register", "user_exists").inc()
+
+    def count_mail(self, result: str) -> None:
+        """Count an attempt to send a mail."""
+        self._mails.labels(result).inc()
+
+    def watch_mail_queue(self, read_queued: Callable[[], int]) -> None:
+        """Report how many mails wait to be sent. All processes share them, so any of them can report the number."""
+        from prometheus_client import Gauge  # noqa: PLC0415 - see __init__
+
+        Gauge(_MAILS_QUEUED, "Mails that wait to be sent.", registry=self._exposed).set_function(read_queued)
 
     def _count_decisions(self) -> None:
         """Count the decisions that the guard has made since the last call."""

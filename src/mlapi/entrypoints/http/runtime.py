@@ -16,10 +16,11 @@ from mlapi.application.authentication import Access, AsyncAuthenticator
 from mlapi.application.guard import AsyncGuard
 from mlapi.application.links import AsyncLinks
 from mlapi.application.lookups import UsernameLookup
+from mlapi.application.mailing import Mailing
 from mlapi.application.managers import AsyncManagers, ManagerRegistry
 from mlapi.application.registration import AsyncRegistration
 from mlapi.application.users import Users
-from mlapi.bootstrap import async_guard, in_memory_sessions, open_service, retention
+from mlapi.bootstrap import async_guard, in_memory_sessions, open_service, retention, sending_mail
 from mlapi.config import MAX_OWN_API_KEYS, load_settings
 from mlapi.domain.actors import Actor
 from mlapi.domain.addresses import Network
@@ -50,6 +51,7 @@ class Runtime:
         managers: identifies managers.
         registration: registers users.
         links: looks up and uses one-time links.
+        mailing: queues mail. None if mail is not configured.
         authenticator: logs users in and changes their passwords.
         guard: checks tokens and API keys.
         usage: stores the usage of the users.
@@ -69,6 +71,7 @@ class Runtime:
     managers: AsyncManagers
     registration: AsyncRegistration
     links: AsyncLinks
+    mailing: Mailing | None
     authenticator: AsyncAuthenticator
     guard: AsyncGuard
     usage: UsageRepository
@@ -94,6 +97,7 @@ class Runtime:
         *,
         registration_limiter: AddressLimiter | None = None,
         link_limiter: AddressLimiter | None = None,
+        mailing: Mailing | None = None,
         pending: Pending | None = None,
         public_url: str | None = None,
         sessions: Sessions | None = None,
@@ -116,6 +120,7 @@ class Runtime:
                 on_rejected=metrics.count_rejected_registration,
             ),
             links=AsyncLinks(users, link_limiter, executor),
+            mailing=mailing,
             authenticator=AsyncAuthenticator(access.authenticator, executor),
             guard=resources.enter_context(async_guard(access.guard)),
             usage=usage,
@@ -171,6 +176,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
             service.settings,
             service.access.logins,
             service.sessions,
+            outbox=service.outbox,
         ),
     ):
         settings = service.settings
@@ -183,6 +189,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
             sessions=service.sessions,
             registration_limiter=service.registration_limiter,
             link_limiter=service.link_limiter,
+            mailing=service.mailing,
             pending=settings.registration.pending,
             public_url=settings.http.public_url,
             trusted_proxies=settings.http.trusted_networks,
@@ -195,8 +202,11 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
         _logger.info("mlapi %s, profile %s", __version__, settings.profile)
         _logger.info("%s", admin_policy)
         _tune_garbage_collection()
-        async with lifespan_for(runtime)(app):
-            yield
+        with sending_mail(service, on_result=runtime.metrics.count_mail) as sender:
+            if sender is not None:
+                runtime.metrics.watch_mail_queue(sender.get_queued)
+            async with lifespan_for(runtime)(app):
+                yield
 
 
 def lifespan_for(runtime: Runtime) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:

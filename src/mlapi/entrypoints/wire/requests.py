@@ -103,6 +103,12 @@ class PasswordLinkRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
     password: Password
 
 
+class PasswordResetRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /password-reset``: a username or an e-mail address."""
+
+    username: Username
+
+
 class UpdateUserRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
     """The body of ``PATCH /users/<id>``. Missing fields are not changed."""
 

@@ -330,6 +330,12 @@ def link_used(user: User) -> Response:
     return json_response(HTTPStatus.OK, LinkUsed("Password updated successfully", user.id, user.username), _NO_STORE)
 
 
+def reset_requested() -> Response:
+    """Return the same response whether the user exists or not."""
+    message = "If this user exists, they get a mail with a link"
+    return json_response(HTTPStatus.ACCEPTED, Message(message), _NO_STORE)
+
+
 def permission_updated(user: User) -> Response:
     return json_response(HTTPStatus.OK, UserMessage("User permission updated successfully", user.id))
 

@@ -1,0 +1,84 @@
+"""Queue mail that clients ask for. The limits protect the recipients, and the reputation of the mail server."""
+
+from typing import final
+
+from mlapi.application.address_limits import AddressLimiter
+from mlapi.application.repeated_warnings import RepeatedWarnings
+from mlapi.application.window_counts import count_key, digest, seconds_until
+from mlapi.domain.errors import TooManyAttemptsError
+from mlapi.domain.outbox import Outbox, QueuedMail
+from mlapi.domain.ports import AttemptCounts, Clock
+from mlapi.domain.rules import fold
+from mlapi.domain.users import UserId
+
+WINDOW_SECONDS = 3600
+MAX_REQUESTS_PER_ADDRESS = 60
+"""Requests for a new password from one client address, per hour."""
+MAX_MAILS_PER_NAME = 5
+"""Mails for a new password for one name or e-mail address, per hour."""
+MAX_CHANGES_PER_USER = 5
+"""Mails to a new e-mail address that one user asks for, per hour."""
+
+
+@final
+class Mailing:
+    """Queues mail. `mlapi.application.mail_sender` sends it.
+
+    Args:
+        outbox: stores the mail.
+        counts: counts the requests, in all processes together.
+        clock: returns the current time.
+    """
+
+    def __init__(self, outbox: Outbox, counts: AttemptCounts, *, clock: Clock) -> None:
+        self._outbox = outbox
+        self._counts = counts
+        self._clock = clock
+        self._addresses = AddressLimiter(
+            counts, per_address=MAX_REQUESTS_PER_ADDRESS, kind="password reset", window_seconds=WINDOW_SECONDS
+        )
+        self._warnings = RepeatedWarnings(interval_seconds=WINDOW_SECONDS)
+
+    def request_password(self, name: str, address: str) -> None:
+        """Queue a link for a new password, for every user with a name or e-mail address.
+
+        Takes the same time for unknown names: the users are looked up later. Over the limit for a name, it does nothing
+        and raises nothing.
+
+        Args:
+            name: the username or e-mail address, as typed.
+            address: the client's address.
+
+        Raises:
+            TooManyAttemptsError: if the client's address has sent too many requests.
+            RepositoryUnavailableError: if the database is unavailable.
+        """
+        self._addresses.count(address)
+        if self._count("reset", fold(name), MAX_MAILS_PER_NAME) is None:
+            self._outbox.add([QueuedMail.for_user("password_reset", None, self._clock(), recipient=name)])
+        else:
+            self._warnings.log(
+                "too many requests for a new password for one user: further mail is not sent for a while"
+            )
+
+    def verify_new_email(self, user_id: UserId, email: str) -> None:
+        """Queue a link to a new e-mail address. The user gets the address when the link is opened.
+
+        Args:
+            user_id: the user, who has asked for it.
+            email: the new address, which follows the rules for addresses.
+
+        Raises:
+            TooManyAttemptsError: if the user has asked too often.
+            RepositoryUnavailableError: if the database is unavailable.
+        """
+        ends_at = self._count("change", str(user_id), MAX_CHANGES_PER_USER)
+        if ends_at is not None:
+            raise TooManyAttemptsError(seconds_until(ends_at))
+        self._outbox.add([QueuedMail.for_user("change_email", user_id, self._clock(), recipient=email)])
+
+    def _count(self, kind: str, counted: str, limit: int) -> float | None:
+        """Count a mail. If it is over the limit, return when the window ends; otherwise None."""
+        key = count_key(f"mail {kind}", digest(counted), limit, WINDOW_SECONDS)
+        (count,) = self._counts.add([key], window_seconds=WINDOW_SECONDS)
+        return count.ends_at_timestamp if count.count > limit else None
