@@ -295,7 +295,7 @@ def test_console_works_without_javascript(token_mode: Server, open_console: Open
 def test_subscription_is_changed_without_javascript(local: Server, open_console: OpenConsole) -> None:
     page = open_console(local, f"/users/{register(local, 'subscriber')}", java_script_enabled=False)
 
-    page.get_by_label("Expiry date").fill("2099-01-31")
+    page.get_by_label("Expiry", exact=True).fill("2099-01-31T00:00")
     page.get_by_role("button", name="Set expiry").click()
     expect(page.locator("#status .text")).to_have_text("Access of subscriber expires on 31 Jan 2099, 00:00 UTC.")
     page.get_by_role("button", name="+1 month").click()

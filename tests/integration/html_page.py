@@ -79,7 +79,7 @@ class Page(HTMLParser):
             self.forms.append(self._form)
         elif tag in {"a", "button"}:
             self._label_parts, self._href = [], attributes.get("href", "")
-        elif tag in {"input", "select"} and self._form is not None:
+        elif tag in {"input", "select", "textarea"} and self._form is not None:
             self._form.fields[attributes["name"]] = attributes.get("value", "")
         elif tag == "option" and "selected" in attributes and self._form is not None:
             self._form.fields[list(self._form.fields)[-1]] = attributes["value"]
@@ -101,5 +101,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self._text.append((self._open[-1] if self._open else "", data))
+        if self._open[-1:] == ["textarea"] and self._form is not None:
+            self._form.fields[list(self._form.fields)[-1]] += data.removeprefix("\n")
         if self._label_parts is not None:
             self._label_parts.append(data)

@@ -22,6 +22,7 @@ from mlapi.domain.commands import (
     Remove,
     RemoveApiKey,
     SetEnabled,
+    Unchanged,
     UpdateUser,
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyId, generate_api_key, parse_api_key, validate_api_key_fields
@@ -176,8 +177,21 @@ class CommandFactory:
             return "verify_email"
         return None if has_password else "invitation"
 
-    def prepare_update(self, *, user_id: UserId, **changes: Unpack[UserChanges]) -> UpdateUser:
+    def prepare_update(
+        self,
+        *,
+        user_id: UserId,
+        replacing_expires: datetime | Unchanged | None = UNCHANGED,
+        replacing_metadata: Metadata | Unchanged = UNCHANGED,
+        **changes: Unpack[UserChanges],
+    ) -> UpdateUser:
         """Check the new values. Omitted fields keep their value.
+
+        Args:
+            user_id: the user to change.
+            replacing_expires: the stored expiry that the change is based on; see `UpdateUser`.
+            replacing_metadata: the stored metadata that the change is based on; see `UpdateUser`.
+            **changes: the new values; see `UserChanges`.
 
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
@@ -198,6 +212,8 @@ class CommandFactory:
             expires=changes.get("expires", UNCHANGED),
             plan=changes.get("plan", UNCHANGED),
             metadata=metadata,
+            replacing_expires=replacing_expires,
+            replacing_metadata=replacing_metadata,
             at=self._clock(),
             actor=self.actor,
         )

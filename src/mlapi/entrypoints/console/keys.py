@@ -1,30 +1,27 @@
 """The forms that add and remove a user's API keys."""
 
 from datetime import UTC, date, datetime, time
-from http import HTTPStatus
 
 from starlette.responses import Response
 
 from mlapi.domain.errors import ApiKeyNotFoundError, FieldError, InvalidFieldsError
-from mlapi.entrypoints.console.users import errors_by_field, user_id_in_path, user_page
+from mlapi.domain.users import UserId
+from mlapi.entrypoints.console.user_forms import user_form
+from mlapi.entrypoints.console.user_page import redirect_to_secret, user_id_in_path
 from mlapi.entrypoints.pages import Notice, PageRequest, redirect, render_page
 
 
-async def add_key(request: PageRequest) -> Response:
-    """Create a key and show it in this response. After a redirect, reloading the page could show it again."""
-    user_id = user_id_in_path(request)
-    if request.is_safe:
-        return redirect(request, f"/users/{user_id}")
-    try:
-        command, secret = request.users.prepare_api_key(
-            user_id=user_id,
-            name=request.form.get("name", ""),
-            expires_datetime=_end_of_day(request.form.get("expires_at", "")),
-        )
-    except InvalidFieldsError as error:
-        return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
-    await request.runtime.executor.apply(command)
-    return await user_page(request, user_id, HTTPStatus.CREATED, secret=secret)
+@user_form
+async def add_key(request: PageRequest, user_id: UserId) -> Response:
+    """Create a key, and show it once on the page of the user."""
+    command, secret = request.users.prepare_api_key(
+        user_id=user_id,
+        name=request.form.get("name", ""),
+        expires_datetime=_end_of_day(request.form.get("expires_at", "")),
+    )
+    user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
+    key = await request.runtime.executor.apply(command)
+    return redirect_to_secret(request, user, "API key", secret, f"API key {key.name} of {user.username} was added.")
 
 
 async def remove_key(request: PageRequest) -> Response:

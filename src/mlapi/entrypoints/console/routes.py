@@ -2,13 +2,14 @@
 
 from starlette.routing import Route
 
-from mlapi.entrypoints.console import users
+from mlapi.entrypoints.console import user_forms, users
 from mlapi.entrypoints.console.access import CONSOLE, LOGIN_PATH, PAGE_TOKEN_PATH
 from mlapi.entrypoints.console.activity import show_activity
 from mlapi.entrypoints.console.keys import add_key, remove_key
 from mlapi.entrypoints.console.login import LoginPage, log_out
 from mlapi.entrypoints.console.page_token import show_page_token
 from mlapi.entrypoints.console.usage import show_usage
+from mlapi.entrypoints.console.user_page import show_user
 from mlapi.entrypoints.pages import site_routes
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 
@@ -29,13 +30,16 @@ def console_routes() -> list[Route]:
             Route(f"{CONSOLE_PATH}/activity", show_activity, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/usage", show_usage, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/users/new", users.add_user, methods=_GET_AND_POST),
-            Route(user, users.show_user, methods=["GET"]),
+            Route(user, show_user, methods=["GET"]),
             Route(f"{user}/enabled", users.set_enabled, methods=_GET_AND_POST),
-            Route(f"{user}/expiry", users.set_expiry, methods=_GET_AND_POST),
-            Route(f"{user}/plan", users.set_plan, methods=_GET_AND_POST),
-            Route(f"{user}/password", users.set_password, methods=_GET_AND_POST),
-            Route(f"{user}/tokens", users.revoke_tokens, methods=_GET_AND_POST),
-            Route(f"{user}/remove", users.remove_user, methods=_GET_AND_POST),
+            Route(f"{user}/profile", user_forms.set_profile, methods=_GET_AND_POST),
+            Route(f"{user}/metadata", user_forms.set_metadata, methods=_GET_AND_POST),
+            Route(f"{user}/expiry", user_forms.set_expiry, methods=_GET_AND_POST),
+            Route(f"{user}/plan", user_forms.set_plan, methods=_GET_AND_POST),
+            Route(f"{user}/password", user_forms.set_password, methods=_GET_AND_POST),
+            Route(f"{user}/link", user_forms.add_link, methods=_GET_AND_POST),
+            Route(f"{user}/tokens", user_forms.revoke_tokens, methods=_GET_AND_POST),
+            Route(f"{user}/remove", user_forms.remove_user, methods=_GET_AND_POST),
             Route(f"{user}/keys", add_key, methods=_GET_AND_POST),
             Route(f"{user}/keys/{{key_id}}/remove", remove_key, methods=_GET_AND_POST),
         ],
