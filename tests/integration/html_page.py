@@ -75,7 +75,7 @@ class Page(HTMLParser):
         if tag not in _VOID:
             self._open.append(tag)
         if tag == "form":
-            self._form = Form(attributes["action"], attributes["method"])
+            self._form = Form(attributes.get("action", ""), attributes["method"])
             self.forms.append(self._form)
         elif tag in {"a", "button"}:
             self._label_parts, self._href = [], attributes.get("href", "")

@@ -13,7 +13,7 @@ from mlapi.domain.errors import InvalidFieldsError, LinkNotFoundError
 from mlapi.domain.links import Redemption
 from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.pages import PageRequest, PublicAccess, Site, error_page, redirect, render_page, site_routes
-from mlapi.entrypoints.wire.paths import LINKS_PATH
+from mlapi.entrypoints.wire.paths import ACCOUNT_PATH, LINKS_PATH, base_path
 
 LINKS = Site(
     name="links",
@@ -97,4 +97,6 @@ async def show_done(request: PageRequest) -> Response:
     what = request.http_request.path_params["what"]
     if what not in _DONE:
         return error_page(request, HTTPStatus.NOT_FOUND, "There is no page at this address.")
-    return render_page(request, "link_done.html", what=what)
+    runtime, scope = request.runtime, request.http_request.scope
+    account = base_path(scope) + ACCOUNT_PATH if runtime.has_account_pages else None
+    return render_page(request, "link_done.html", what=what, account=account)
