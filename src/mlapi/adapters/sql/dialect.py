@@ -244,8 +244,8 @@ class Dialect(Protocol[DriverConnectionT]):
         """Return an SQL condition that is true for users with this address, which uses an index. Ignore ASCII case."""
         ...
 
-    def is_disabled(self) -> ColumnElement[bool]:
-        """Return an SQL condition that an index of users who are not enabled supports. True for all of them."""
+    def is_disabled(self, enabled: ColumnElement[bool]) -> ColumnElement[bool]:
+        """Return an SQL condition that is true for users who are not enabled, and that an index supports."""
         ...
 
     def without_index(self, column: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -7,13 +7,13 @@ from functools import partial
 import attrs
 from sqlalchemy import bindparam, select
 
-from mlapi.adapters.sql import user_lists
 from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.adapters.sql.database import BatchRejectedError, Database
 from mlapi.adapters.sql.links import SqlLinks
 from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, read_api_key, read_user
 from mlapi.adapters.sql.tables import api_keys, users
+from mlapi.adapters.sql.user_filters import count_users
 from mlapi.adapters.sql.user_lists import ListQuery
 from mlapi.domain.audit import make_audit_entry
 from mlapi.domain.commands import Command, Outcome, Remove
@@ -142,7 +142,7 @@ class SqlUserRepository:
 
     def count(self, matching: UserFilter = EVERY_USER, *, limit: int | None = None) -> int:
         dialect = self._database.dialect
-        return self._database.browse(lambda connection: user_lists.count(connection, matching, dialect, limit))
+        return self._database.browse(lambda connection: count_users(connection, matching, dialect, limit))
 
     def count_states(self, at: datetime) -> StateCounts:
         return self._database.browse(partial(self._database.dialect.count_states, at=at))

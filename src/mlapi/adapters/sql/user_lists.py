@@ -1,29 +1,24 @@
-"""Queries for sorted and filtered lists of users, and for the number of users."""
+"""Queries for sorted lists of users."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 import attrs
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Connection,
-    Select,
-    and_,
-    bindparam,
-    exists,
-    false,
-    func,
-    or_,
-    select,
-    true,
-    tuple_,
-)
+from sqlalchemy import Column, ColumnElement, Connection, Select, and_, bindparam, exists, func, select, true, tuple_
 
 from mlapi.adapters.sql.dialect import Dialect
-from mlapi.adapters.sql.principals import is_storable_text
 from mlapi.adapters.sql.rows import USER_COLUMNS, read_user
 from mlapi.adapters.sql.tables import activity, users
+from mlapi.adapters.sql.user_filters import (
+    COLUMNS,
+    Condition,
+    Expiry,
+    FilterColumns,
+    IndexedCondition,
+    filter_conditions,
+    indexed_conditions,
+)
 from mlapi.domain.lists import ListedUser, ListPosition, month_of
 from mlapi.domain.rules import UserFilter
 from mlapi.domain.users import User, UserId, UserOrder
@@ -44,16 +39,6 @@ _VALUES: dict[UserOrder, Column[Any]] = {
     "usage": activity.c.requests,
 }
 _WITH_ACTIVITY: frozenset[UserOrder] = frozenset({"seen", "usage"})
-
-Condition = ColumnElement[bool]
-
-
-@attrs.frozen
-class IndexedCondition:
-    """A condition of a filter that an index supports, and the order in which the index has the users, if any."""
-
-    condition: Condition
-    order: UserOrder | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -122,9 +107,11 @@ class ListQuery:
         keys = [_VALUES[self.order], user_id] if has_value and self.order != "id" else [user_id]
         sorts = leading is not None and (leading.order != self.order or not has_value)
         hidden = [self._hide(key) for key in keys] if sorts else keys
+        known = self._known_expiry(start, has_value=has_value, is_reversed=is_reversed)
+        is_counted = self._has_usage(start, is_reversed=is_reversed, by_user=sorts or not has_value)
         page = (
             select(*USER_COLUMNS, *(_ACTIVITY if by_activity else ()))
-            .where(*self._conditions(leading, has_value=has_value))
+            .where(*self._conditions(leading, known, has_value=has_value, sorts=sorts, is_counted=is_counted))
             .order_by(*(key.desc() if is_reversed else key for key in hidden))
         )
         if by_activity and sorts:  # look up the activity of each user
@@ -136,24 +123,48 @@ class ListQuery:
             page = page.where(tuple_(*hidden) < values if is_reversed else tuple_(*hidden) > values)
         return page
 
-    def _conditions(self, leading: IndexedCondition | None, *, has_value: bool) -> Iterator[Condition]:
-        if leading is not None:
+    def _conditions(
+        self, leading: IndexedCondition | None, known: Expiry, *, has_value: bool, sorts: bool, is_counted: Condition
+    ) -> Iterator[Condition]:
+        reads_by_expiry = self.order == "expires" and has_value and not sorts
+        if leading is not None and not (reads_by_expiry and leading.order == "expires"):
             yield leading.condition
-        yield from filter_conditions(
-            self.matching,
-            self.dialect,
-            self._hide if self.dialect.plans_by_order and self.order != "expires" else _show,
-            has_expiry=has_value if self.order == "expires" else None,
-        )
+        columns = self._filter_columns(reads_by_expiry=reads_by_expiry)
+        yield from filter_conditions(self.matching, self.dialect, columns, known)
         if self.order == "expires":
-            end = users.c.expires_datetime
-            yield end.is_not(None) if has_value else end.is_(None)
+            yield columns.expires.is_not(None) if has_value else columns.expires.is_(None)
         if self.order in _WITH_ACTIVITY:
-            is_counted: Condition = true()
-            if self.order == "usage":
-                month = month_of(self.matching.state_time)
-                is_counted = and_(activity.c.month == month, activity.c.requests > 0)
             yield is_counted if has_value else ~exists().where(activity.c.user_id == users.c.id, is_counted)
+
+    def _filter_columns(self, *, reads_by_expiry: bool) -> FilterColumns:
+        if not self.dialect.plans_by_order:
+            return COLUMNS
+        return FilterColumns(
+            enabled=self._hide(users.c.enabled),
+            pending=self._hide(users.c.pending),
+            plan=self._hide(users.c.plan),
+            expires=users.c.expires_datetime if reads_by_expiry else self._hide(users.c.expires_datetime),
+        )
+
+    def _known_expiry(self, start: ListPosition | None, *, has_value: bool, is_reversed: bool) -> Expiry:
+        """Return what the order of the list says about the expiry of the users in this part of it."""
+        if self.order != "expires":
+            return Expiry()
+        bound = start.value if start is not None and isinstance(start.value, datetime) else None
+        return Expiry(has_value, **{"latest" if is_reversed else "earliest": bound})
+
+    def _has_usage(self, start: ListPosition | None, *, is_reversed: bool, by_user: bool) -> Condition:
+        """Return the condition for activity that this list shows. ``by_user``: look it up by user, not by month."""
+        if self.order == "seen":
+            return true()
+        month: ColumnElement[int] = activity.c.month
+        requests: ColumnElement[int] = activity.c.requests
+        if by_user:
+            month, requests = self._hide(month), self._hide(requests)
+        in_month = month == month_of(self.matching.state_time)
+        # A second lower bound would keep the database from starting at the position.
+        starts_later = start is not None and start.value is not None and not is_reversed
+        return in_month if starts_later else and_(in_month, requests > 0)
 
     def _hide(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         return self.dialect.without_index(column)
@@ -163,7 +174,7 @@ class ListQuery:
 
         SQLite chooses an index without knowing how many users a condition matches.
         """
-        indexed = list(_indexed_conditions(self.matching, self.dialect))
+        indexed = list(indexed_conditions(self.matching, self.dialect))
         for each in indexed:
             some = select(users.c.id).where(each.condition).limit(MAX_SORTED_USERS + 1).subquery()
             if (connection.scalar(select(func.count()).select_from(some)) or 0) <= MAX_SORTED_USERS:
@@ -175,97 +186,3 @@ class ListQuery:
             return ListedUser(user)
         seen, month, requests = row
         return ListedUser(user, seen, requests if month == month_of(self.matching.state_time) else 0)
-
-
-def _show(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    return column
-
-
-def filter_conditions(
-    matching: UserFilter,
-    dialect: Dialect[Any],
-    hide: Callable[[ColumnElement[Any]], ColumnElement[Any]] = _show,
-    *,
-    has_expiry: bool | None = None,
-) -> Iterator[Condition]:
-    """Yield the conditions for a filter.
-
-    Args:
-        matching: the filter.
-        dialect: the kind of database.
-        hide: applied to the columns of indexes that should not be read.
-        has_expiry: whether all users of the query have an expiry, or none has one. None if unknown.
-    """
-    if matching.enabled is not None:
-        yield hide(users.c.enabled).is_(matching.enabled)
-    if matching.state is not None:
-        yield from _state_conditions(matching, dialect, hide, has_expiry=has_expiry)
-    if matching.expires_before is not None:
-        yield hide(users.c.expires_datetime) < matching.expires_before
-    if matching.plans is not None:
-        yield from _plan_conditions(matching.plans, hide(users.c.plan))
-    if matching.metadata is not None:
-        key, text = matching.metadata
-        yield dialect.has_metadata(key, text) if is_storable_text(key + text) else false()
-    if matching.email is not None:
-        yield dialect.has_email(matching.email) if is_storable_text(matching.email) else false()
-    if not is_storable_text(matching.containing):
-        yield false()
-    elif matching.containing:
-        yield or_(
-            users.c.username_key.contains(matching.containing, autoescape=True),
-            func.lower(users.c.email).contains(matching.containing, autoescape=True),
-        )
-
-
-def _state_conditions(
-    matching: UserFilter,
-    dialect: Dialect[Any],
-    hide: Callable[[ColumnElement[Any]], ColumnElement[Any]],
-    *,
-    has_expiry: bool | None,
-) -> Iterator[Condition]:
-    enabled, end, at = hide(users.c.enabled), hide(users.c.expires_datetime), matching.state_time
-    if matching.state in {"disabled", "pending"}:
-        yield enabled.is_(False)
-        yield dialect.is_disabled()
-        yield users.c.pending.is_(None) if matching.state == "disabled" else hide(users.c.pending).is_not(None)
-        return
-    yield enabled.is_(True)
-    if matching.state == "expired":
-        yield end <= at
-    elif has_expiry is None:
-        yield or_(end.is_(None), end > at)
-    elif has_expiry:
-        yield end > at
-
-
-def _plan_conditions(plans: frozenset[str | None], column: ColumnElement[Any]) -> Iterator[Condition]:
-    names = sorted(plan for plan in plans if plan is not None and is_storable_text(plan))
-    has_name = column == names[0] if len(names) == 1 else column.in_(names)
-    yield or_(has_name, column.is_(None)) if None in plans else has_name
-
-
-def _indexed_conditions(matching: UserFilter, dialect: Dialect[Any]) -> Iterator[IndexedCondition]:
-    """Yield the conditions of a filter that SQLite's indexes support."""
-    if matching.email is not None and is_storable_text(matching.email):
-        yield IndexedCondition(dialect.has_email(matching.email))
-    if matching.state == "pending":
-        yield IndexedCondition(users.c.pending.is_not(None), "created")
-    elif matching.state == "disabled" or matching.enabled is False:
-        yield IndexedCondition(users.c.enabled.is_(False), "created")
-    elif matching.state == "expired":
-        yield IndexedCondition(users.c.expires_datetime <= matching.state_time, "expires")
-    if matching.expires_before is not None:
-        yield IndexedCondition(users.c.expires_datetime < matching.expires_before, "expires")
-    if matching.plans is not None and None not in matching.plans:
-        order: UserOrder | None = "created" if len(matching.plans) == 1 else None
-        for condition in _plan_conditions(matching.plans, users.c.plan):
-            yield IndexedCondition(condition, order)
-
-
-def count(connection: Connection, matching: UserFilter, dialect: Dialect[Any], limit: int | None) -> int:
-    """Return the number of users that match, or ``limit`` if there are more."""
-    found = select(users.c.id).where(*filter_conditions(matching, dialect))
-    counted = found if limit is None else found.limit(limit)
-    return connection.scalar(select(func.count()).select_from(counted.subquery())) or 0

@@ -60,6 +60,8 @@ _CREATE_TRIGRAM_INDEX = """
     CREATE INDEX IF NOT EXISTS ix_users_trigrams ON users
     USING gin (username_key {schema}.gin_trgm_ops, lower(email) {schema}.gin_trgm_ops)
 """
+_MAX_DISABLED = 5_000
+"""If more users are disabled, lists do not use the index for them."""
 _SCHEMA_LOCK = 0x6D6C6170  # "mlap" in ASCII
 
 
@@ -79,6 +81,8 @@ class PostgresqlDialect:
 
     def __init__(self, namespace: str | None = None) -> None:
         self._namespace = namespace
+        self._disabled: float = math.inf
+        """The number of users who were not enabled when the users were last counted."""
         self._connections: WeakSet[BoundedConnection] = WeakSet()
 
     def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
@@ -261,8 +265,9 @@ class PostgresqlDialect:
     def has_email(self, email: str) -> ColumnElement[bool]:
         return func.lower(users.c.email) == func.lower(email)
 
-    def is_disabled(self) -> ColumnElement[bool]:
-        return cast(users.c.enabled, Integer) == 0
+    def is_disabled(self, enabled: ColumnElement[bool]) -> ColumnElement[bool]:
+        # The server expects too little of this index: it would read nearly the whole table for many disabled users.
+        return cast(enabled, Integer) == 0 if self._disabled <= _MAX_DISABLED else enabled.is_(False)
 
     def without_index(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the column itself: PostgreSQL knows which index to use."""
@@ -278,6 +283,7 @@ class PostgresqlDialect:
                 func.count().filter(and_(~enabled, is_pending)),
             ).select_from(users)
         ).one()
+        self._disabled = not_enabled
         return StateCounts(
             active=total - not_enabled - expired, disabled=not_enabled - pending, expired=expired, pending=pending
         )

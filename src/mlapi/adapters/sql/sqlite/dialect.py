@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, Table, false, func, select, true
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Table, false, func, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
@@ -204,8 +204,8 @@ class SqliteDialect:
     def has_email(self, email: str) -> ColumnElement[bool]:
         return users.c.email.collate("NOCASE") == email
 
-    def is_disabled(self) -> ColumnElement[bool]:
-        return true()
+    def is_disabled(self, enabled: ColumnElement[bool]) -> ColumnElement[bool]:
+        return enabled.is_(False)
 
     def without_index(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
