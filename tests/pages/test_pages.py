@@ -5,6 +5,7 @@
 
 import hashlib
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -89,7 +90,7 @@ def _examine(page: Page, folder: Path | None, name: str) -> Iterator[tuple[str, 
 
 def test_every_page_is_visited(tabs: dict[str, Tab], world: World) -> None:
     visited = {pattern_of(world.path(visit.path)) for visit in VISITS}
-    samples = {"user_id": world.ids["ada"], "key_id": world.ids["key"], "digest": "x", "name": "x"}
+    samples = defaultdict(lambda: "x", user_id=world.values["ada"], key_id=world.values["key"])
 
     pages = set()
     for pattern in set(patterns("GET")) - visited:

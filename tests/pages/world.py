@@ -8,11 +8,12 @@ from typing import Self
 
 import attrs
 
-from mlapi import UserId, Users
+from mlapi import User, UserId, Users
 from mlapi.adapters.memory import PlainCipher
 from mlapi.bootstrap import Service, open_service
 from mlapi.config import load_settings, make_plans
 from mlapi.domain.usage import UsageRow
+from mlapi.domain.users import Pending
 from tests.e2e.server import Server
 
 ADMIN_TOKEN = "an-admin-token-for-tests"
@@ -37,6 +38,10 @@ USERS = (
     ("batch", "nightly-batch", "ml-platform@example.com"),
 )
 """A key for the tests, the name and the e-mail address of each user, the oldest first."""
+PENDING: tuple[tuple[str, str, Pending], ...] = (
+    ("waiting", "mary.shaw", "approval"),
+    ("unconfirmed", "lynn.conway", "email"),
+)
 DISABLED = ("edsger", "tony")
 EXPIRY_DAYS = {"ada": 2, "grace": 5, "radia": 40, "claude": -3, "batch": 90, "longest": 3}
 """The days until access expires."""
@@ -46,25 +51,25 @@ SATURDAY = 5
 
 @attrs.frozen
 class World:
-    """A running server and the ids of its users, by the keys in `USERS`."""
+    """A running server, the ids of its users by the keys in `USERS`, and the tokens of managers and one-time links."""
 
     server: Server
-    ids: dict[str, int | str]
+    values: dict[str, int | str]
 
     @classmethod
     def start(cls, folder: Path) -> Self:
         """Create a database and start a server on it. The caller stops the server."""
-        ids = create_database(folder)
+        values = create_database(folder)
         server = Server(folder, {"MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN}).start()
-        return cls(server, ids)
+        return cls(server, values)
 
     def path(self, template: str) -> str:
-        """Return a path with the ids of users in place of their keys: ``/console/users/{ada}``."""
-        return template.format_map(self.ids)
+        """Return a path with the values in place of their names: ``/console/users/{ada}``."""
+        return template.format_map(self.values)
 
 
 def create_database(folder: Path) -> dict[str, int | str]:
-    """Create the users, and guests who were added and removed in the last month. Return the ids of the users."""
+    """Create the users, and guests who were added and removed in the last month. Return the values of the world."""
     config = folder / "config.yml"
     config.write_text(CONFIG)
     settings = load_settings(config, environ={"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"})
@@ -75,7 +80,8 @@ def create_database(folder: Path) -> dict[str, int | str]:
         )
         ids = _register(users, clock)
         _change(service, users, ids, clock.at)
-        return {**ids, "key": users.list_api_keys(ids["batch"])[0].id}
+        key = users.list_api_keys(ids["batch"])[0].id
+        return {**ids, "key": key, **_add_links(users, ids), **_add_managers(service)}
 
 
 @attrs.define
@@ -98,6 +104,12 @@ def _register(users: Users, clock: _Clock) -> dict[str, UserId]:
             remaining = remaining[1:]
         for user_id in removals.pop(day, []):
             users.remove(user_id=user_id)
+    ids["invited"] = users.invite(username="hedy.lamarr", email="hedy@example.com").id
+    for key, name, pending in PENDING:
+        command = users.prepare_registration(username=name, password=PASSWORD, email="new@example.com", pending=pending)
+        (registered,) = users.repository.apply([command])
+        assert isinstance(registered, User)
+        ids[key] = registered.id
     return ids
 
 
@@ -111,6 +123,25 @@ def _change(service: Service, users: Users, ids: dict[str, UserId], now: datetim
     users.add_api_key(user_id=ids["longest"], name="k" * 100)
     users.add_api_key(user_id=ids["batch"], name="backfill", expires_datetime=now + timedelta(days=90))
     service.usage.add(list(_create_usage(users, ids, now)))
+
+
+def _add_links(users: Users, ids: dict[str, UserId]) -> dict[str, str]:
+    """Create a link of each purpose. Return their tokens."""
+    links = {
+        "password_link": users.prepare_link(user_id=ids["longest"]),
+        "invitation_link": users.prepare_link(user_id=ids["invited"]),
+        "email_link": users.prepare_link(user_id=ids["unconfirmed"], purpose="verify_email"),
+        "new_email_link": users.prepare_link(user_id=ids["alan"], purpose="change_email", new_email="alan@example.com"),
+    }
+    users.repository.apply([command for command, _token in links.values()])
+    return {name: token for name, (_command, token) in links.items()}
+
+
+def _add_managers(service: Service) -> dict[str, str]:
+    """Create managers of each role. Return their tokens."""
+    add = service.managers.add
+    managers = add(name="alice", role="admin"), add(name="bob", role="viewer"), add(name="m" * 64, role="viewer")
+    return {f"{created.manager.name}_token": created.token for created in managers}
 
 
 def _create_usage(users: Users, ids: dict[str, UserId], now: datetime) -> Iterator[UsageRow]:
