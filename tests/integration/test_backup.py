@@ -418,6 +418,28 @@ def test_restore_reports_api_keys(backup: Path) -> None:
     assert "API keys lost: they were added after the backup: 1 (bob: ci)\n" in result.stdout
 
 
+def test_restore_reports_managers(backup: Path) -> None:
+    with open_service(load_settings()) as service:
+        for name in ("alice", "bob", "eve"):
+            service.managers.add(name=name, role="viewer")
+    mlapi("backup", str(backup), "--force")
+    with open_service(load_settings()) as service:
+        service.managers.remove("alice")
+        service.managers.rotate("bob")
+        service.managers.add(name="joe", role="admin")
+
+    result = restore(backup)
+
+    assert (
+        "managers whose tokens work again: they were removed or rotated after the backup: 2 (alice, bob)\n"
+        in result.stdout
+    )
+    assert (
+        "managers whose tokens stop working: they were added or rotated after the backup: 2 (bob, joe)\n"
+        in result.stdout
+    )
+
+
 def test_unchanged_database_can_be_restored(backup: Path) -> None:
     result = restore(backup, "--json")
 

@@ -95,7 +95,8 @@ def test_configured_admin_token_is_used() -> None:
     [
         pytest.param(
             TOKEN_MODE,
-            "management: token mode, open to clients that send the admin token; registration is open to everyone",
+            "management: token mode, open to clients that send the admin token or the token of a manager; registration"
+            " is open to everyone",
             id="token",
         ),
         pytest.param(
@@ -106,8 +107,8 @@ def test_configured_admin_token_is_used() -> None:
         ),
         pytest.param(
             AdminPolicy(local=False, registration_open=False),
-            "management: locked mode, closed, because secrets.admin_token is not set and management.local is false;"
-            " registration is open to admins only",
+            "management: locked mode, open to managers with tokens: secrets.admin_token is not set, and"
+            " management.local is false; registration is open to admins only",
             id="locked",
         ),
     ],

@@ -36,6 +36,10 @@ class RestoreEffects:
     """API keys that were removed after the backup and work again."""
     lost_api_keys: Affected
     """API keys that were added after the backup and no longer exist."""
+    returning_managers: Affected
+    """Managers who were removed after the backup, or got another token. Their tokens in the backup work again."""
+    lost_managers: Affected
+    """Managers who were added after the backup, or got another token. These tokens no longer work."""
     revived_tokens: Affected
     """Users whose tokens were revoked after the backup. Those tokens are valid again until they expire."""
 

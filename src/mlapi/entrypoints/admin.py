@@ -161,9 +161,9 @@ class AdminPolicy:
 
     def __str__(self) -> str:
         admins = {
-            "token": "open to clients that send the admin token",
+            "token": "open to clients that send the admin token or the token of a manager",
             "local": f"open to {describe_trusted_peers()}, because secrets.admin_token is not set",
-            "locked": "closed, because secrets.admin_token is not set and management.local is false",
+            "locked": "open to managers with tokens: secrets.admin_token is not set, and management.local is false",
         }
         registration = "open to everyone" if self.registration_open else "open to admins only"
         return f"management: {self.mode} mode, {admins[self.mode]}; registration is {registration}"

@@ -20,6 +20,8 @@ _EFFECTS = {
     "lost": "users lost: they were registered after the backup",
     "returning_api_keys": "API keys that work again: they were removed after the backup",
     "lost_api_keys": "API keys lost: they were added after the backup",
+    "returning_managers": "managers whose tokens work again: they were removed or rotated after the backup",
+    "lost_managers": "managers whose tokens stop working: they were added or rotated after the backup",
     "revived_tokens": "users with tokens that are valid again, although they were revoked after the backup",
 }
 

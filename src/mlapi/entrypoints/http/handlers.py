@@ -16,7 +16,7 @@ from mlapi.domain.credentials import ApiKeyId, IssuedToken, looks_like_api_key
 from mlapi.domain.errors import AccessDeniedError, InvalidTokenError, MlapiError
 from mlapi.domain.usage import DayRange, UsageRepository
 from mlapi.domain.users import User, UserId, utc_now
-from mlapi.entrypoints.admin import AdminPolicy, check_role
+from mlapi.entrypoints.admin import AdminPolicy, check_role, find_manager_token
 from mlapi.entrypoints.http.managers import find_manager_with_token
 from mlapi.entrypoints.http.middleware import MANAGER, delayed_error_response
 from mlapi.entrypoints.http.peers import connected_client
@@ -57,7 +57,9 @@ async def register_user(request: Request) -> Response:
     runtime, admin_policy = _runtime(request), _admin_policy(request)
     validate_content_headers(request.scope["headers"])
     client = connected_client(request.scope, request.receive)
-    manager = request.scope.get(MANAGER) or await find_manager_with_token(client, runtime)
+    manager = request.scope.get(MANAGER)
+    if manager is None and find_manager_token(client.headers) is not None:
+        manager = await find_manager_with_token(client, runtime)
     if manager is not None:
         check_role(manager, request.method, client.path)
     is_admin = partial(admin_policy.is_admin, client) if manager is None else lambda: True

@@ -166,9 +166,10 @@ _SECURITY_SCHEMES: Mapping[str, Schema] = {
     "adminToken": {
         "type": "http",
         "scheme": "bearer",
-        "description": "The value of the setting `secrets.admin_token`. If it is not set in the development profile,"
+        "description": "The value of the setting `secrets.admin_token`, or the token of a manager from `mlapi managers"
+        " add`. A manager with the role `viewer` may only read. If the setting is empty in the development profile,"
         " programs on the same machine need no token, and neither does the documentation page at `/docs`. Managers who"
-        " are logged in to the console need none on that page either.",
+        " are signed in to the console need none on that page either.",
     },
     "userToken": {
         "type": "http",

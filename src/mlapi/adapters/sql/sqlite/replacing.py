@@ -57,6 +57,10 @@ _AFFECTED = {
     " JOIN restored.users AS u ON u.id = k.user_id WHERE k.id NOT IN (SELECT id FROM main.mlapi_api_keys)",
     "lost_api_keys": "SELECT u.username || ': ' || k.name FROM main.mlapi_api_keys AS k JOIN main.users AS u"
     " ON u.id = k.user_id WHERE k.id NOT IN (SELECT id FROM restored.mlapi_api_keys)",
+    "returning_managers": "SELECT name FROM restored.mlapi_managers WHERE (name, token_id) NOT IN"
+    " (SELECT name, token_id FROM main.mlapi_managers)",
+    "lost_managers": "SELECT name FROM main.mlapi_managers WHERE (name, token_id) NOT IN"
+    " (SELECT name, token_id FROM restored.mlapi_managers)",
     # The tokens of a user who is disabled in the backup stay invalid. Removing a user has revoked the user's tokens.
     "revived_tokens": "SELECT username FROM restored.users AS r WHERE enabled AND (id, username_key, token_epoch)"
     " NOT IN (SELECT id, username_key, token_epoch FROM main.users WHERE enabled)",
@@ -179,6 +183,7 @@ def _edit(draft: Path, last_ids: Sequence[Row], used: Sequence[Row], *, end_toke
         connection.executemany(_KEEP_USED, used)
         # Links that were used or ended since the backup must not be valid again.
         connection.execute("DELETE FROM mlapi_links")
+        connection.execute("DELETE FROM mlapi_sessions")  # managers and users sign in again
         if end_tokens:
             connection.execute("UPDATE users SET token_epoch = new_epoch()")
         connection.execute("COMMIT")
