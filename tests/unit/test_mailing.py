@@ -1,0 +1,70 @@
+"""Mail that clients ask for is limited, and names that exist cannot be told from others."""
+
+import pytest
+
+from mlapi import TooManyAttemptsError, UserId
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryOutbox
+from mlapi.application.mailing import MAX_CHANGES_PER_USER, MAX_MAILS_PER_NAME, MAX_REQUESTS_PER_ADDRESS, Mailing
+from mlapi.application.preparation import Preparation
+from mlapi.application.prepared_outbox import PreparedOutbox
+from mlapi.domain.outbox import Outbox
+from mlapi.testing import SettableClock
+from mlapi.testing.outbox import OutboxContract
+
+
+class TestPreparedOutbox(OutboxContract):
+    @pytest.fixture
+    def outbox(self) -> Outbox:
+        return PreparedOutbox(InMemoryOutbox(), Preparation(lambda: None))
+
+
+@pytest.fixture
+def outbox() -> InMemoryOutbox:
+    return InMemoryOutbox()
+
+
+@pytest.fixture
+def mailing(outbox: InMemoryOutbox) -> Mailing:
+    return Mailing(outbox, InMemoryAttempts(), clock=SettableClock())
+
+
+def recipients(outbox: InMemoryOutbox) -> list[str | None]:
+    return [mail.recipient for mail in outbox.list_page(limit=999)][::-1]
+
+
+def test_request_is_queued_without_looking_the_user_up(mailing: Mailing, outbox: InMemoryOutbox) -> None:
+    mailing.request_password("ada", "192.0.2.1")
+
+    (mail,) = outbox.list_page(limit=9)
+    assert (mail.kind, mail.user_id, mail.recipient, mail.attempts) == ("password_reset", None, "ada", 0)
+
+
+def test_requests_over_the_limit_of_a_name_are_dropped(mailing: Mailing, outbox: InMemoryOutbox) -> None:
+    for number in range(MAX_MAILS_PER_NAME + 3):
+        mailing.request_password("ADA" if number % 2 else "ada", f"192.0.2.{number}")
+    mailing.request_password("bob", "192.0.2.1")
+
+    assert len(recipients(outbox)) == MAX_MAILS_PER_NAME + 1
+    assert recipients(outbox)[-1] == "bob"
+
+
+def test_requests_from_one_address_are_limited(mailing: Mailing, outbox: InMemoryOutbox) -> None:
+    for number in range(MAX_REQUESTS_PER_ADDRESS):
+        mailing.request_password(f"user{number}", "192.0.2.1")
+
+    with pytest.raises(TooManyAttemptsError):
+        mailing.request_password("another", "192.0.2.1")
+    mailing.request_password("another", "192.0.2.2")
+
+    assert len(recipients(outbox)) == MAX_REQUESTS_PER_ADDRESS + 1
+
+
+def test_changes_of_address_are_limited_per_user(mailing: Mailing, outbox: InMemoryOutbox) -> None:
+    for number in range(MAX_CHANGES_PER_USER):
+        mailing.verify_new_email(UserId(1), f"new{number}@example.com")
+
+    with pytest.raises(TooManyAttemptsError):
+        mailing.verify_new_email(UserId(1), "new@example.com")
+    mailing.verify_new_email(UserId(2), "new@example.com")
+
+    assert recipients(outbox) == [*(f"new{number}@example.com" for number in range(5)), "new@example.com"]
