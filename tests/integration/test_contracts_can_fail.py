@@ -7,13 +7,14 @@ import pytest
 from mlapi.testing import (
     AttemptLimiterContract,
     HttpContract,
+    ManagersContract,
     OutboxContract,
     PasswordCipherContract,
     StorageContract,
     TokenIssuerContract,
     UserRepositoryContract,
 )
-from tests import faulty_adapters, faulty_storages
+from tests import faulty_adapters, faulty_managers, faulty_storages
 
 pytest_plugins = ["pytester"]
 
@@ -54,6 +55,16 @@ FIXTURES = {
     def open_storage(self):
         storage = faulty()
         return lambda: storage
+""",
+    ManagersContract: """
+    @pytest.fixture
+    def audit(self):
+        from mlapi.adapters.memory import InMemoryAuditTrail
+        return InMemoryAuditTrail()
+
+    @pytest.fixture
+    def managers(self, audit):
+        return faulty(audit)
 """,
     AttemptLimiterContract: """
     @pytest.fixture
@@ -191,6 +202,12 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
         "test_late_process_does_not_change_mail_of_another",
     ),
     (OutboxContract, faulty_storages.PurgingWaitingMail, "test_only_old_failed_mail_is_purged"),
+    (ManagersContract, faulty_managers.ReplacingManagers, "test_name_of_a_manager_can_be_added_only_once"),
+    (ManagersContract, faulty_managers.RacingToAdd, "test_one_of_several_concurrent_additions_succeeds"),
+    (ManagersContract, faulty_managers.KeepingOldTokens, "test_removed_manager_is_not_found_and_can_be_added_again"),
+    (ManagersContract, faulty_managers.RotatingTheCreationTime, "test_rotation_replaces_only_the_token"),
+    (ManagersContract, faulty_managers.AuditingOnlySuccesses, "test_rejected_changes_of_managers_are_audited"),
+    (ManagersContract, faulty_managers.UnsortedManagers, "test_managers_are_sorted_by_name"),
     (StorageContract, faulty_storages.CountingEverythingTogether, "test_attempts_are_counted_by_key"),
     (StorageContract, faulty_storages.ExtendingWindows, "test_window_starts_with_its_first_attempt"),
     (StorageContract, faulty_storages.NeverEndingWindows, "test_count_is_zero_after_its_window_ends"),
