@@ -127,8 +127,8 @@ def is_enabled(server: Server, user_id: int) -> bool:
 
 
 def log_in(page: Page, token: str = ADMIN_TOKEN) -> None:
-    page.get_by_label("Admin token").fill(token)
-    page.get_by_role("button", name="Log in").click()
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Sign in").click()
 
 
 def tab_to(page: Page, name: str) -> None:
@@ -145,11 +145,11 @@ def test_admin_token_logs_in_and_logout_ends_the_session(token_mode: Server, ope
     log_in(page)
     expect(page.get_by_role("heading", level=1)).to_have_text("Users")
 
-    page.get_by_role("button", name="Log out").click()
+    page.get_by_role("button", name="Sign out").click()
 
     expect(page.locator("#status .text")).to_have_text("You have signed out.")
     page.goto(f"{token_mode.base}/console")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Log in")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
 
 
 def test_wrong_token_shows_an_error(token_mode: Server, open_console: OpenConsole) -> None:
@@ -157,9 +157,9 @@ def test_wrong_token_shows_an_error(token_mode: Server, open_console: OpenConsol
 
     log_in(page, "wrong")
 
-    expect(page.get_by_role("alert")).to_have_text("The admin token is wrong.")
-    expect(page.get_by_label("Admin token")).to_be_focused()
-    expect(page.get_by_label("Admin token")).to_have_value("")
+    expect(page.get_by_role("alert")).to_have_text("This token is wrong or has expired.")
+    expect(page.get_by_label("Token")).to_be_focused()
+    expect(page.get_by_label("Token")).to_have_value("")
 
 
 @pytest.mark.parametrize("mode", ["local", "token_mode"])
@@ -240,11 +240,11 @@ def test_browser_storage_holds_only_the_page_address(token_mode: Server, open_co
     page.goto(f"{token_mode.base}/console/users/{user_id}")
 
     assert browser_storage(page) == [0, [["htmx-current-path-for-history", f"/console/users/{user_id}"]], ""]
-    page.get_by_role("button", name="Log out").click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Log in")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
     assert browser_storage(page) == [0, [["htmx-current-path-for-history", "/console/log-in"]], ""]
     page.go_back()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Log in")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
     assert page.get_by_text("kept nowhere").count() == 0
 
 

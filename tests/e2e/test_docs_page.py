@@ -115,8 +115,8 @@ def test_docs_page_of_production_works_after_login(browser: Browser, tmp_path: P
         monitor = BrowserMonitor(context)
         page = context.new_page()
         page.goto(f"{server.base}/um/")  # the start page leads to the login
-        page.get_by_label("Admin token").fill(ADMIN_TOKEN)
-        page.get_by_role("button", name="Log in").click()
+        page.get_by_label("Token").fill(ADMIN_TOKEN)
+        page.get_by_role("button", name="Sign in").click()
         page.get_by_role("link", name="API", exact=True).click()
         page.locator(".opblock").first.wait_for()
         toggled = execute(page, "setPermission")
@@ -127,7 +127,7 @@ def test_docs_page_of_production_works_after_login(browser: Browser, tmp_path: P
         assert monitor.errors == []
 
         page.goto(f"{server.base}/um/console")
-        page.get_by_role("button", name="Log out").click()
+        page.get_by_role("button", name="Sign out").click()
         status = page.goto(f"{server.base}/um/docs")
         assert status is not None
         assert status.status == 401

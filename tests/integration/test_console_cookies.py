@@ -15,19 +15,20 @@ from starlette.testclient import TestClient
 
 from mlapi import User, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
+from mlapi.domain.sessions import find_session_id, generate_session_secret
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.http.sessions import Sessions
 from mlapi.entrypoints.http.signatures import MAX_COOKIE_CHARS
 from mlapi.entrypoints.pages import Notice, PagesApp
 from mlapi.entrypoints.pages.notices import MAX_NOTICE_CHARS, Notices
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
+from tests.console_session import start_session
 from tests.contract.test_http import BASE
 
 MODES = {"local": LOCAL_MODE, "token": AdminPolicy(admin_token=ADMIN_TOKEN)}
-PURPOSES = {"mlapi_session": b"mlapi console session", "mlapi_notice": b"mlapi notice"}
+COOKIES = ("mlapi_session", "mlapi_notice")
 NOW = int(datetime.now(UTC).timestamp())
 
 
@@ -53,17 +54,17 @@ def console_paths(user: User, key_id: str) -> list[str]:
     app = next(route.endpoint for route in console_routes())
     assert isinstance(app, PagesApp)
     values = {"user_id": str(user.id), "key_id": key_id, "digest": "0" * 32, "name": "pages.css"}
-    return [re.sub(r"{(\w+)}", lambda match: values[match[1]], route.path) for route in app.routes]
+    return [re.sub(r"{(\w+)}", lambda match: values.get(match[1], "1"), route.path) for route in app.routes]
 
 
-def sign(content: bytes, cookie: str, mode: AdminPolicy, *, timestamp: int = NOW) -> str:
+def sign(content: bytes, mode: AdminPolicy, *, timestamp: int = NOW) -> str:
     """Sign any content, like a program that knows the key. The key of local mode is not secret."""
 
     class Signer(TimestampSigner):
         def get_timestamp(self) -> int:
             return timestamp
 
-    signer = Signer(mode.session_key, PURPOSES[cookie], key_derivation="hmac", digest_method=hashlib.sha256)
+    signer = Signer(mode.session_key, b"mlapi notice", key_derivation="hmac", digest_method=hashlib.sha256)
     return signer.sign(content).decode("ascii")
 
 
@@ -104,14 +105,14 @@ SIGNED_CONTENT: Mapping[str, bytes] = {
 def forged_values(cookie: str, mode: AdminPolicy) -> list[str]:
     """Return cookie values that the console did not issue for this purpose, or that have expired."""
     valid = Notices(mode.session_key).sign(Notice("forged")) if cookie == "mlapi_session" else ""
-    long = sign(base64_encode(b'"' + b"x" * 12_000 + b'"'), cookie, mode)
+    long = sign(base64_encode(b'"' + b"x" * 12_000 + b'"'), mode)
     return [
-        *(sign(content, cookie, mode) for content in SIGNED_CONTENT.values()),
-        *(sign(as_json("forged"), cookie, mode, timestamp=time) for time in (0, 1, NOW - 86_400, NOW + 86_400, 2**62)),
+        *(sign(content, mode) for content in SIGNED_CONTENT.values()),
+        *(sign(as_json("forged"), mode, timestamp=time) for time in (0, 1, NOW - 86_400, NOW + 86_400, 2**62)),
         *("x", ".", "..", "...", "é", "\xff" * 100, '"', '"\\"', '"\\' * 100, "a" * MAX_COOKIE_CHARS, "=", "==;", "\t"),
         *(valid, long, "." * 15_000, '"' + "\\" * 15_000 + '"'),
         Notices(b"another key").sign(Notice("forged")),
-        Sessions(b"another key").create()[1],
+        generate_session_secret()[:-1],
     ]
 
 
@@ -121,14 +122,13 @@ def get(client: TestClient, path: str, cookies: str) -> httpx2.Response:
     return client.get(path, headers=headers)
 
 
-@pytest.mark.parametrize("cookie", PURPOSES)
+@pytest.mark.parametrize("cookie", COOKIES)
 def test_forged_cookie_never_causes_a_server_error(
     client: TestClient, users: Users, mode: AdminPolicy, cookie: str
 ) -> None:
     ada = users.register(username="ada", password="difference engine", email="ada@example.com")
     key, _secret = users.add_api_key(user_id=ada.id, name="job")
-    session = f"mlapi_session={Sessions(mode.session_key).create()[1]}"
-    others = "" if cookie == "mlapi_session" else f"{session}; "
+    others = "" if cookie == "mlapi_session" else f"{start_session(client.app).cookie}; "
 
     responses = {
         (path, value): get(client, path, f"{others}{cookie}={value}")
@@ -158,12 +158,12 @@ def test_forged_session_cookie_is_replaced_in_local_mode(client: TestClient, mod
         response = get(client, CONSOLE_PATH, f"mlapi_session={value}")
 
         assert (response.status_code, len(response.headers.get_list("set-cookie"))) == (200, 1)
-        assert Sessions(mode.session_key).load(response.cookies["mlapi_session"]) is not None
+        assert find_session_id(response.cookies["mlapi_session"]) is not None
 
 
 def test_forged_notice_cookie_is_removed(client: TestClient, mode: AdminPolicy) -> None:
     removal = "mlapi_notice=; Path=/console; Max-Age=0; HttpOnly; SameSite=Strict"
-    session = f"mlapi_session={Sessions(mode.session_key).create()[1]}"
+    session = start_session(client.app).cookie
 
     responses = [
         get(client, CONSOLE_PATH, f"{session}; mlapi_notice={value}") for value in forged_values("mlapi_notice", mode)
@@ -173,12 +173,12 @@ def test_forged_notice_cookie_is_removed(client: TestClient, mode: AdminPolicy) 
 
 
 def test_valid_cookie_is_found_among_forged_ones(client: TestClient, mode: AdminPolicy) -> None:
-    sessions = Sessions(mode.session_key)
-    session, notice = sessions.create()[1], Notices(mode.session_key).sign(Notice("ada was added."))
+    session = start_session(client.app).cookie
+    notice = Notices(mode.session_key).sign(Notice("ada was added."))
     forged = "mlapi_session=x; mlapi_notice=x"
     orders = [
-        f"{forged}; mlapi_session={session}; mlapi_notice={notice}",
-        f"mlapi_session={session};mlapi_notice={notice};{forged}",
+        f"{forged}; {session}; mlapi_notice={notice}",
+        f"{session};mlapi_notice={notice};{forged}",
     ]
 
     responses = [get(client, CONSOLE_PATH, cookies) for cookies in orders]

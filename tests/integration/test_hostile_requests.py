@@ -12,12 +12,12 @@ from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.http.sessions import Sessions
 from mlapi.entrypoints.pages import PagesApp
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADMIN_TOKEN
 from tests.asgi import Request, call_app
+from tests.console_session import start_session
 
 MODES = {"local": AdminPolicy(docs_open=True), "token": AdminPolicy(admin_token=ADMIN_TOKEN, docs_open=True)}
 
@@ -93,11 +93,11 @@ def test_random_bytes_cause_no_server_error(
     headers: list[tuple[bytes, bytes]],
     body: bytes,
 ) -> None:
-    session, cookie = Sessions(policy.session_key).create()
+    session = start_session(app)
     valid = {
         b"host": b"127.0.0.1:8001",
         b"authorization": f"Bearer {ADMIN_TOKEN}".encode(),
-        b"cookie": f"mlapi_session={cookie}".encode(),
+        b"cookie": session.cookie.encode(),
         b"content-type": b"application/x-www-form-urlencoded",
         b"sec-fetch-site": b"same-origin",
     }
@@ -117,11 +117,10 @@ def test_random_bytes_cause_no_server_error(
 def test_unavailable_service_answers_503_to_any_host(path: str, host: bytes) -> None:
     users = Users(UnavailableRepository(), PlainCipher())
     app = create_app(users, MODES["token"])
-    _session, cookie = Sessions(MODES["token"].session_key).create()
     headers = [
         (b"host", host),
         (b"authorization", f"Bearer {ADMIN_TOKEN}".encode()),
-        (b"cookie", f"mlapi_session={cookie}".encode()),
+        (b"cookie", start_session(app).cookie.encode()),
     ]
 
     response = asyncio.run(call_app(app, Request("GET", path, headers, b"")))

@@ -9,16 +9,19 @@ from starlette.testclient import TestClient
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.application.users import Users
 from mlapi.config import HttpSettings
+from mlapi.domain.sessions import LIFETIME_SECONDS, SessionId, find_session_id
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.http.sessions import LIFETIME_SECONDS, PAGE_TOKEN_SECONDS, Sessions
+from mlapi.entrypoints.http.sessions import PAGE_TOKEN_SECONDS, PageTokens
 from mlapi.testing import PlainCipher
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
+from tests.console_session import start_session
 from tests.contract.test_http import asgi_client
 
 LOCAL_ORIGIN = "http://127.0.0.1:8001"
 REMOTE_ORIGIN = "https://users.example.com"
 SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
+SESSION_ID = SessionId("0" * 64)
 TOGGLE = "/toggle-user-permission/1/0"
 
 
@@ -196,11 +199,16 @@ def test_session_cookie_without_a_page_token_grants_nothing(remote: TestClient, 
 def test_forged_or_old_page_token_is_rejected(mode: str, users: Users, request: pytest.FixtureRequest) -> None:
     client: TestClient = request.getfixturevalue(mode)
     policy = LOCAL_MODE if mode == "local" else AdminPolicy(admin_token=ADMIN_TOKEN)
-    old, forged = Sessions(policy.session_key, lambda: 0.0), Sessions(b"another key")
-    session, cookie = Sessions(policy.session_key).create()
-    docs_cookie = Sessions(policy.session_key).docs_cookie(session)
+    old, forged = PageTokens(policy.session_key, lambda: 0.0), PageTokens(b"another key")
+    session = start_session(client.app)
+    session_id = find_session_id(session.secret)
+    assert session_id is not None
+    docs_cookie = PageTokens(policy.session_key).docs_cookie(session_id)
     origin = {"Origin": LOCAL_ORIGIN if mode == "local" else REMOTE_ORIGIN, **SAME_ORIGIN}
-    values = [old.page_token(session), forged.page_token(session), cookie, docs_cookie, session.csrf_token, "", "\xff"]
+    values = [
+        *(signer.page_token(session_id) for signer in (old, forged)),
+        *(session_id, session.secret, docs_cookie, session.csrf_token, "", "\xff"),
+    ]
 
     sent = [[("X-Page-Token", value)] for value in values]
     if mode == "local":
@@ -218,8 +226,7 @@ def test_forged_or_old_page_token_is_rejected(mode: str, users: Users, request: 
 
 def test_locked_mode_accepts_no_page_token(users: Users) -> None:
     policy = AdminPolicy(local=False)
-    sessions = Sessions(policy.session_key)
-    token = sessions.page_token(sessions.create()[0])
+    token = PageTokens(policy.session_key).page_token(SESSION_ID)
     client = asgi_client(create_app(users, policy))
 
     response = client.put(TOGGLE, headers={"X-Page-Token": token, "Origin": LOCAL_ORIGIN, **SAME_ORIGIN})
@@ -229,19 +236,20 @@ def test_locked_mode_accepts_no_page_token(users: Users) -> None:
 
 def test_page_token_and_docs_cookie_expire() -> None:
     now = [1_800_000_000.0]
-    sessions = Sessions(b"key", lambda: now[0])
-    session, _cookie = sessions.create()
-    token, docs_cookie = sessions.page_token(session), sessions.docs_cookie(session)
+    signer = PageTokens(b"key", lambda: now[0])
+    token, docs_cookie = signer.page_token(SESSION_ID), signer.docs_cookie(SESSION_ID)
 
+    assert signer.find_by_page_token(token) == SESSION_ID
     now[0] += PAGE_TOKEN_SECONDS
-    assert (sessions.is_page_token(token), sessions.is_docs_cookie(docs_cookie)) == (False, True)
+    assert (signer.find_by_page_token(token), signer.find_by_docs_cookies([docs_cookie])) == (None, SESSION_ID)
     now[0] += LIFETIME_SECONDS
-    assert not sessions.is_docs_cookie(docs_cookie)
+    assert signer.find_by_docs_cookies([docs_cookie]) is None
 
 
 def test_forged_docs_cookie_opens_nothing(remote: TestClient) -> None:
-    sessions = Sessions(b"another key")
-    cookie = sessions.docs_cookie(sessions.create()[0])
+    session_id = find_session_id(start_session(remote.app).secret)
+    assert session_id is not None
+    cookie = PageTokens(b"another key").docs_cookie(session_id)
 
     assert remote.get("/docs", headers={"Cookie": f"__Secure-mlapi_docs={cookie}"}).status_code == 401
 

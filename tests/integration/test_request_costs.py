@@ -35,12 +35,12 @@ from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
 from mlapi.entrypoints.guard import GuardMiddleware
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.http.sessions import Sessions
 from mlapi.entrypoints.pages import PagesApp
 from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_PATH_CHARS, MAX_QUERY_BYTES
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.testing.http import ADMIN_TOKEN
 from tests.asgi import Request, call_with_scope
+from tests.console_session import start_session
 
 MAX_SECONDS = 0.004 if "PYTEST_XDIST_WORKER" in os.environ else 0.002
 """Several test processes share the caches of a processor, which up to doubles the processor time of each."""
@@ -163,9 +163,9 @@ def find_targets() -> list[Target]:
     """Return every operation and every console page in token mode, and a guarded application."""
     policy = AdminPolicy(admin_token=ADMIN_TOKEN, docs_open=True)
     service = make_service(policy)
-    session, cookie = Sessions(policy.session_key).create()
+    session = start_session(service)
     host = {b"host": b"127.0.0.1:8001"}
-    in_console = {**host, b"cookie": f"mlapi_session={cookie}".encode(), b"sec-fetch-site": b"same-origin"}
+    in_console = {**host, b"cookie": session.cookie.encode(), b"sec-fetch-site": b"same-origin"}
     as_admin = {**host, b"authorization": f"Bearer {ADMIN_TOKEN}".encode()}
     console = console_routes()[0].endpoint
     assert isinstance(console, PagesApp)

@@ -18,6 +18,7 @@ import attrs
 import pytest
 import requests
 from sqlalchemy import URL
+from starlette.applications import Starlette
 
 from mlapi import InvalidFieldsError, User, UserExistsError, Users
 from mlapi.adapters.fernet import FernetCipher
@@ -33,11 +34,11 @@ from mlapi.domain.rules import canonical_username, fold
 from mlapi.domain.users import EncryptedPassword, utc_now
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.http.sessions import Sessions
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.testing.http import LOCAL_MODE
 from tests.asgi import Request, Response, call_app
 from tests.conftest import KEY, SALT
+from tests.console_session import ConsoleSession, start_session
 from tests.e2e.server import MlapiServer, Server
 from tests.e2e.test_openapi import Mode, run_schemathesis
 from tests.postgres_server import PostgresServer
@@ -79,14 +80,14 @@ class Target:
         self._read_rows = read_rows
         self.restore()
 
-    def make_knowledge(self, mode: AdminPolicy) -> Knowledge:
-        session, cookie = Sessions(mode.session_key).create()
+    def make_knowledge(self, app: Starlette) -> Knowledge:
+        session = start_session(app)
         return Knowledge(
             user_ids=self.user_ids,
             credentials=self.credentials,
             key_ids=self.key_ids,
             admin_token=ADMIN_TOKEN,
-            cookie=f"mlapi_session={cookie}",
+            cookie=session.cookie,
             csrf_token=session.csrf_token,
         )
 
@@ -200,7 +201,7 @@ def test_fuzzed_requests_are_handled_as_documented(
 ) -> None:
     target: Target = request.getfixturevalue(f"{kind}_target")
     count = short_or_full(*REQUEST_COUNTS[kind])
-    fuzzers = [Fuzzer(f"{kind} {number}", target.make_knowledge(mode)) for number, mode in enumerate(target.modes)]
+    fuzzers = [Fuzzer(f"{kind} {number}", target.make_knowledge(app)) for number, app in enumerate(target.apps)]
     rng, statuses = random.Random(kind), Counter[int]()
 
     async def send_requests() -> None:
@@ -324,13 +325,20 @@ def make_knowledge(server: Server) -> Knowledge:
         user_ids.append(user_id)
         key_ids.append(key["key_id"])
         credentials.append(key["key"])
-    session, cookie = Sessions(AdminPolicy(admin_token=ADMIN_TOKEN).session_key).create()
+    signed_in = requests.post(
+        f"{server.base}/console/log-in",
+        data={"token": ADMIN_TOKEN},
+        headers={"sec-fetch-site": "same-origin"},
+        allow_redirects=False,
+        timeout=10,
+    )
+    session = ConsoleSession.from_secret(signed_in.cookies["mlapi_session"])
     return Knowledge(
         user_ids=user_ids,
         credentials=credentials,
         key_ids=key_ids,
         admin_token=ADMIN_TOKEN,
-        cookie=f"mlapi_session={cookie}",
+        cookie=session.cookie,
         csrf_token=session.csrf_token,
     )
 

@@ -37,7 +37,7 @@ from mlapi.application.preparation import (
 from mlapi.application.prepared_outbox import PreparedOutbox
 from mlapi.application.retention import Retention, RetentionRule
 from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
-from mlapi.application.sessions import PreparedSessions
+from mlapi.application.sessions import PreparedSessions, SessionRegistry
 from mlapi.application.usage import BackgroundUsage
 from mlapi.application.users import Users
 from mlapi.bootstrap.guard import check_access, limiter_for
@@ -64,6 +64,7 @@ class Service:
 
     users: Users
     managers: ManagerRegistry
+    sessions: SessionRegistry
     access: Access
     registration_limiter: AddressLimiter | None
     link_limiter: AddressLimiter
@@ -73,7 +74,6 @@ class Service:
     usage: UsageRepository
     settings: Settings
     """The settings, including secrets that were loaded from a file or generated."""
-    sessions: Sessions
     storage: Storage
     secrets: SecretStore[StoredPasswordCipher]
 
@@ -125,9 +125,11 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
                 limiter=limiter,
                 accept_bare=settings.accepts_bare_credentials,
             )
+            managers = ManagerRegistry(prepare_managers_on_first_use(storage.managers, preparation))
             yield Service(
                 users=users,
-                managers=ManagerRegistry(prepare_managers_on_first_use(storage.managers, preparation)),
+                managers=managers,
+                sessions=SessionRegistry(PreparedSessions(storage.sessions, preparation), managers.managers),
                 access=Access(
                     authenticator=Authenticator(users, tokens, attempts, logins=login_recorder),
                     guard=guard,
@@ -139,7 +141,6 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
                 mailing=None if settings.mail.url is None else Mailing(outbox, counts, clock=users.now),
                 usage=usage,
                 settings=settings,
-                sessions=PreparedSessions(storage.sessions, preparation),
                 storage=storage,
                 secrets=secrets,
             )
@@ -206,11 +207,6 @@ def in_memory_usage() -> UsageRepository:
     return InMemoryUsage()
 
 
-def in_memory_sessions() -> Sessions:
-    """Return an empty store of sessions, which is lost when the process ends."""
-    return InMemorySessions()
-
-
 def in_memory_managers(users: Users) -> ManagerRegistry:
     """Return an empty registry of managers, which is lost when the process ends.
 
@@ -218,6 +214,11 @@ def in_memory_managers(users: Users) -> ManagerRegistry:
     """
     audit = users.repository.audit
     return ManagerRegistry(InMemoryManagers(audit if isinstance(audit, InMemoryAuditTrail) else InMemoryAuditTrail()))
+
+
+def in_memory_sessions(managers: ManagerRegistry) -> SessionRegistry:
+    """Return an empty registry of sessions, which is lost when the process ends."""
+    return SessionRegistry(InMemorySessions(), managers.managers)
 
 
 def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:

@@ -1,13 +1,13 @@
 """Sessions: the browsers in which managers and users are signed in.
 
 The cookie of a session contains a secret; only its SHA-256 is stored. A session ends when it expires, is unused for
-`IDLE_LIMIT`, is removed, or when its manager or user gets another epoch: see `Session`.
+`IDLE_SECONDS`, is removed, or when its manager or user gets another epoch: see `Session`.
 """
 
 import hashlib
 import re
 import secrets
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NewType, Protocol
 
 import attrs
@@ -17,11 +17,11 @@ from mlapi.domain.users import UserId, to_utc
 SessionId = NewType("SessionId", str)
 """The SHA-256 of the secret in the cookie, in hex."""
 
-LIFETIME = timedelta(hours=8)
+LIFETIME_SECONDS = 8 * 3600
 """The maximum age of a session, even if it is in use."""
-IDLE_LIMIT = timedelta(hours=1)
+IDLE_SECONDS = 3600
 """An unused session expires after this time (NIST SP 800-63B-4, 2.2.3)."""
-TOUCH_INTERVAL = timedelta(minutes=1)
+TOUCH_SECONDS = 60
 """The minimum interval between two updates of ``seen_datetime``, so that most requests write nothing."""
 MAX_TEXT_CHARS = 100
 _SECRET_BYTES = 32
@@ -44,7 +44,7 @@ class Session:
         epoch: what the manager or user had at the sign-in: the digest of the manager's token, a value derived from the
             admin token, or the user's ``token_epoch``. The session ends when it changes.
         created_datetime: when the session started.
-        seen_datetime: the time of the last request, at most `TOUCH_INTERVAL` before it.
+        seen_datetime: the time of the last request, at most `TOUCH_SECONDS` early.
         expires_datetime: when the session ends, even if it is in use.
         address: the address of the client, at most `MAX_TEXT_CHARS` long. Empty if it is unknown.
         browser: a description of the browser, at most `MAX_TEXT_CHARS` long.
@@ -62,7 +62,11 @@ class Session:
 
     def is_open(self, at: datetime) -> bool:
         """Return whether the session has neither expired nor been unused for too long."""
-        return at < self.expires_datetime and at - self.seen_datetime < IDLE_LIMIT
+        return at < self.expires_datetime and (at - self.seen_datetime).total_seconds() < IDLE_SECONDS
+
+    def needs_touch(self, at: datetime) -> bool:
+        """Return whether ``seen_datetime`` must be updated."""
+        return (at - self.seen_datetime).total_seconds() >= TOUCH_SECONDS
 
 
 class Sessions(Protocol):

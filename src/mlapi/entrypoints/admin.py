@@ -97,6 +97,7 @@ class AdminPolicy:
         registration_open: whether anyone may register users.
         docs_open: whether anyone may read the documentation.
         metrics_open: whether anyone may read the metrics.
+        page_secret: a secret that all processes share. It signs what browsers keep if there is no admin token.
     """
 
     _token_digest: bytes | None = attrs.field(alias="admin_token", default=None, converter=_digest, repr=False)
@@ -107,6 +108,7 @@ class AdminPolicy:
     registration_open: bool = True
     docs_open: bool = False
     metrics_open: bool = False
+    page_secret: bytes = attrs.field(default=b"", eq=False, repr=False)
     _open_paths: frozenset[str] = attrs.field(init=False, eq=False, repr=False)
     _open_pattern: re.Pattern[str] = attrs.field(init=False, eq=False, repr=False)
 
@@ -133,6 +135,7 @@ class AdminPolicy:
             registration_open=settings.registration.open,
             docs_open=not settings.is_production,
             metrics_open=settings.metrics.open,
+            page_secret=f"{settings.secrets.key}{settings.secrets.salt}".encode(),
         )
 
     @property
@@ -239,12 +242,19 @@ class AdminPolicy:
 
     @property
     def session_key(self) -> bytes:
-        """The key that signs console sessions.
+        """The key that signs notices, page tokens and docs cookies, which browsers keep.
 
-        It is derived from the admin token, so all processes share it and a new token invalidates every session. In the
-        other modes, it is not secret, because they do not use a login.
+        It is derived from the admin token or ``page_secret``, so all processes share it. In tests and applications that
+        use neither, it is not secret.
         """
-        return hmac.digest(self._token_digest or b"", b"mlapi session key", hashlib.sha256)
+        return hmac.digest(self._token_digest or self.page_secret, b"mlapi session key", hashlib.sha256)
+
+    @property
+    def session_epoch(self) -> str | None:
+        """The epoch of sessions that started with the admin token: another token ends them. None without a token."""
+        if self._token_digest is None:
+            return None
+        return hmac.digest(self._token_digest, b"mlapi session epoch", hashlib.sha256).hex()
 
     def _check_without_token(self, client: Client) -> None:
         if not self.local:

@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Lifespan, Scope
 from mlapi.application.address_limits import AddressLimiter
 from mlapi.application.authentication import Access
 from mlapi.application.managers import ManagerRegistry
+from mlapi.application.sessions import SessionRegistry
 from mlapi.application.users import Users
-from mlapi.bootstrap import in_memory_access, in_memory_managers, in_memory_usage
+from mlapi.bootstrap import in_memory_access, in_memory_managers, in_memory_sessions, in_memory_usage
 from mlapi.config import MAX_OWN_API_KEYS
 from mlapi.domain.addresses import Network
 from mlapi.domain.usage import UsageRepository
@@ -52,6 +53,7 @@ def create_app(
     access: Access | None = None,
     *,
     managers: ManagerRegistry | None = None,
+    sessions: SessionRegistry | None = None,
     usage: UsageRepository | None = None,
     registration_limiter: AddressLimiter | None = None,
     link_limiter: AddressLimiter | None = None,
@@ -71,6 +73,7 @@ def create_app(
         admin_policy: decides who may manage users. By default, programs on this machine.
         access: authenticates users. By default, tokens are kept in memory until the process ends.
         managers: the managers with tokens of their own. By default, there are none, and they are kept in memory.
+        sessions: the sessions of managers and users in browsers. By default, they are kept in memory.
         usage: stores the usage of the users. By default, an empty store in memory.
         registration_limiter: limits the registrations of clients without credentials. By default, there is no limit.
         link_limiter: limits how many one-time links clients may use. By default, there is no limit.
@@ -85,9 +88,11 @@ def create_app(
     if users is None:
         return _build_app(lifespan_from_config)
     access = in_memory_access(users) if access is None else access
+    managers = in_memory_managers(users) if managers is None else managers
     runtime = Runtime.from_users(
         users,
-        in_memory_managers(users) if managers is None else managers,
+        managers,
+        in_memory_sessions(managers) if sessions is None else sessions,
         access,
         in_memory_usage() if usage is None else usage,
         registration_limiter=registration_limiter,

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import attrs
 
-from mlapi.domain.sessions import LIFETIME, Session, SessionId, find_session_id, generate_session_secret
+from mlapi.domain.sessions import LIFETIME_SECONDS, Session, SessionId, find_session_id, generate_session_secret
 from mlapi.domain.storage import Storage
 from mlapi.domain.users import UserId
 from mlapi.testing.samples import LATER, NOON, SECOND, UNKNOWN_IDS
@@ -22,7 +22,7 @@ def new_session(*, manager: str | None = None, user_id: UserId | None = None, se
         epoch="an epoch",
         created_datetime=NOON,
         seen_datetime=seen,
-        expires_datetime=NOON + LIFETIME,
+        expires_datetime=NOON + timedelta(seconds=LIFETIME_SECONDS),
         address="2001:db8::1",
         browser="Firefox on Linux",
     )

@@ -23,6 +23,9 @@ class AccountAccess:
     async def open_session(self, request: PageRequest) -> tuple[PageSession | None, Sequence[str]]:
         return await open_session(request), ()
 
+    def check(self, request: PageRequest) -> None:
+        """Allow every page and form: they concern only the user who is signed in."""
+
 
 def _is_enabled(runtime: Runtime) -> bool:
     return runtime.has_account_pages

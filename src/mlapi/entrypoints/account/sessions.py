@@ -7,16 +7,11 @@ from collections.abc import Sequence
 import attrs
 
 from mlapi.domain.actors import Actor
-from mlapi.domain.sessions import (
-    LIFETIME,
-    TOUCH_INTERVAL,
-    Session,
-    SessionId,
-    find_session_id,
-    generate_session_secret,
-)
+from mlapi.domain.sessions import Session
 from mlapi.domain.users import User, UserId
+from mlapi.entrypoints.http.browsers import describe_browser
 from mlapi.entrypoints.http.runtime import Runtime
+from mlapi.entrypoints.http.sessions import find_secrets
 from mlapi.entrypoints.pages import PageRequest, PageSession
 
 _NO_USER = UserId(0)
@@ -26,7 +21,6 @@ _NO_USER = UserId(0)
 class AccountSession(PageSession):
     """The session of a user. ``form_key`` is a secret of this session, from which forms derive values."""
 
-    id: SessionId = attrs.field(repr=False)
     form_key: bytes = attrs.field(repr=False)
 
     @property
@@ -45,46 +39,39 @@ async def open_session(request: PageRequest) -> AccountSession | None:
 
 async def start_session(request: PageRequest, user: User) -> str:
     """Start a session for a user, and return its Set-Cookie header."""
-    secret, now = generate_session_secret(), request.users.now()
-    session_id = find_session_id(secret)
-    assert session_id is not None  # noqa: S101 - it was just generated
-    session = Session(
-        id=session_id,
+    new = await request.runtime.executor.read_own(
+        user.id,
+        request.runtime.sessions.start,
         user_id=user.id,
         epoch=user.token_epoch,
-        created_datetime=now,
-        seen_datetime=now,
-        expires_datetime=now + LIFETIME,
         address=request.address,
-        browser=request.http_request.headers.get("user-agent", ""),
+        browser=describe_browser(request.client.headers),
     )
-    await request.runtime.executor.read_own(user.id, request.runtime.sessions.add, session)
-    return request.session_cookie(secret)
+    return request.session_cookie(new.secret)
 
 
 async def end_session(request: PageRequest) -> None:
     """End the session of a request. Every process rejects its cookie from now on."""
     session = signed_in(request)
-    await request.runtime.executor.read_own(session.owner.id, request.runtime.sessions.remove, session.id)
+    await request.runtime.executor.read_own(session.owner.id, request.runtime.sessions.end, session.id)
 
 
 def _find_session(runtime: Runtime, secrets: Sequence[str]) -> AccountSession | None:
-    for secret in secrets:
-        session_id = find_session_id(secret)
-        session = None if session_id is None else runtime.sessions.find(session_id)
-        if session is None or session.user_id is None or not session.is_open(now := runtime.users.now()):
+    for session_id, secret in find_secrets(secrets):
+        session = runtime.sessions.find(session_id)
+        if session is None or session.user_id is None:
             continue
         (user,) = runtime.users.repository.find_principals([session.user_id])
         if isinstance(user, User) and user.enabled and hmac.compare_digest(user.token_epoch, session.epoch):
-            if now - session.seen_datetime >= TOUCH_INTERVAL:
-                runtime.sessions.touch(session.id, now)
-            return _make_session(session.id, secret.encode("ascii"), user)
+            runtime.sessions.touch(session)
+            return _make_session(session, secret.encode("ascii"), user)
     return None
 
 
-def _make_session(session_id: SessionId, secret: bytes, user: User) -> AccountSession:
+def _make_session(session: Session, secret: bytes, user: User) -> AccountSession:
     return AccountSession(
-        id=session_id,
+        id=session.id,
+        stored=session,
         csrf_token=hmac.digest(secret, b"mlapi account form", hashlib.sha256).hex(),
         actor=Actor.from_user_id(user.id).name,
         user=user,

@@ -1,16 +1,19 @@
-"""Log in to the console with the admin token, and log out."""
+"""Sign in to the console with a manager's token or the admin token, and sign out."""
 
 import logging
 from http import HTTPStatus
 
 from starlette.responses import Response
 
+from mlapi.application.sessions import NewSession
 from mlapi.bootstrap import AttemptLimits, in_memory_attempts
 from mlapi.domain.attempts import Attempt
-from mlapi.domain.errors import TooManyAttemptsError
+from mlapi.domain.errors import InvalidTokenError, TooManyAttemptsError
+from mlapi.domain.managers import ADMIN, looks_like_manager_token
 from mlapi.entrypoints.console.access import LOGIN_PATH
 from mlapi.entrypoints.http.browser_sessions import docs_cookies
-from mlapi.entrypoints.http.sessions import Session
+from mlapi.entrypoints.http.browsers import describe_browser
+from mlapi.entrypoints.http.sessions import PageTokens
 from mlapi.entrypoints.pages import Notice, PageRequest, redirect, render_page
 
 MAX_WRONG_TOKENS_PER_MINUTE = 10
@@ -20,16 +23,16 @@ _logger = logging.getLogger("mlapi")
 
 
 class LoginPage:
-    """The page that asks for the admin token and starts a session."""
+    """The page that asks for a token and starts a session."""
 
     def __init__(self) -> None:
         self._attempts = in_memory_attempts(
-            # All admins share one token, so a limit for the token would let an attacker lock them out.
+            # A limit for each token or name would let an attacker lock a manager out.
             AttemptLimits(per_address=MAX_WRONG_TOKENS_PER_MINUTE, per_name=None, per_name_and_address=None)
         )
 
     async def __call__(self, request: PageRequest) -> Response:
-        if request.admin_policy.mode != "token" or request.session is not None:
+        if request.session is not None:
             return redirect(request)
         if request.is_safe:
             return render_page(request, "login.html", error=None)
@@ -37,8 +40,8 @@ class LoginPage:
         attempt = Attempt(username="", address=address)
         try:
             self._attempts.start(attempt)
-            is_right = request.admin_policy.is_admin_token(request.form.get("token", ""))
-            if not is_right:
+            new = await _start_session(request, request.form.get("token", ""))
+            if new is None:
                 self._attempts.record_failure(attempt)
         except TooManyAttemptsError as error:
             text = f"Too many wrong tokens from this address. Try again in {error.retry_after_seconds} seconds."
@@ -46,22 +49,50 @@ class LoginPage:
             return render_page(request, "login.html", HTTPStatus.TOO_MANY_REQUESTS, headers=headers, error=text)
         finally:
             self._attempts.end(attempt)
-        if not is_right:
-            _logger.warning("console: wrong admin token from %s", address)
-            return render_page(request, "login.html", HTTPStatus.UNAUTHORIZED, error="The admin token is wrong.")
-        _logger.info("console: login from %s", address)
-        session, cookie = request.sessions.create()
-        return _set_all_cookies(redirect(request), request, session, cookie)
+        if new is None:
+            _logger.warning("console: wrong token from %s", address)
+            return render_page(
+                request, "login.html", HTTPStatus.UNAUTHORIZED, error="This token is wrong or has expired."
+            )
+        _logger.info("console: %s signed in from %s", new.session.manager, address)
+        docs_cookie = PageTokens(request.admin_policy.session_key).docs_cookie(new.session.id)
+        return _with_cookies(redirect(request), request, new.secret, docs_cookie)
+
+
+async def _start_session(request: PageRequest, token: str) -> NewSession | None:
+    """Start a session of the manager with this token, and return it. Return None if the token is invalid."""
+    epoch = request.admin_policy.session_epoch
+    if looks_like_manager_token(token):
+        try:
+            manager = await request.runtime.managers.identify(token)
+        except InvalidTokenError:
+            return None
+        name, epoch, ends_by = manager.name, manager.digest, manager.expires_datetime
+    elif epoch is not None and request.admin_policy.is_admin_token(token):
+        name, ends_by = ADMIN.name, None
+    else:
+        return None
+    return await request.runtime.executor.read_page(
+        request.runtime.sessions.start,
+        manager=name,
+        epoch=epoch,
+        ends_by=ends_by,
+        address=request.address,
+        browser=describe_browser(request.client.headers),
+    )
 
 
 async def log_out(request: PageRequest) -> Response:
-    """Delete the cookies. Sessions are not stored on the server."""
-    return _set_all_cookies(redirect(request, LOGIN_PATH, notice=Notice("You have signed out.")), request, None, "")
+    """End the session and delete the cookies."""
+    session = request.session
+    if session is not None and session.stored is not None:
+        await request.runtime.executor.read_page(request.runtime.sessions.end, session.id)
+    return _with_cookies(redirect(request, LOGIN_PATH, notice=Notice("You have signed out.")), request, "", "")
 
 
-def _set_all_cookies(response: Response, request: PageRequest, session: Session | None, cookie: str) -> Response:
-    """Set the cookies of a new session, or delete them."""
-    cookies = docs_cookies(request.http_request.scope, request.client, request.sessions, session)
-    for set_cookie in (request.session_cookie(cookie), *cookies):
-        response.headers.append("Set-Cookie", set_cookie)
+def _with_cookies(response: Response, request: PageRequest, secret: str, docs_cookie: str) -> Response:
+    """Set the cookies of a new session, or delete them if they are empty."""
+    cookies = docs_cookies(request.http_request.scope, request.client, docs_cookie)
+    for cookie in (request.session_cookie(secret), *cookies):
+        response.headers.append("Set-Cookie", cookie)
     return response

@@ -3,12 +3,13 @@
 import msgspec
 from starlette.responses import Response
 
+from mlapi.entrypoints.http.sessions import PageTokens
 from mlapi.entrypoints.pages import PageRequest
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 
 
 async def show_page_token(request: PageRequest) -> Response:
-    """Return a token as JSON, or null if no manager is logged in.
+    """Return a token as JSON, or null if no manager is signed in.
 
     Raises:
         AdminAccessDeniedError: if the request comes from a page of another origin. That page could not read the
@@ -17,6 +18,6 @@ async def show_page_token(request: PageRequest) -> Response:
     client = request.client
     if client.reveals_origin and not client.is_same_origin:
         raise AdminAccessDeniedError("Only this service's own pages may request a page token")
-    session = None if request.session is None else request.session.cookie_session
-    token = None if session is None else request.sessions.page_token(session)
+    session, signer = request.session, PageTokens(request.admin_policy.session_key)
+    token = None if session is None else signer.page_token(session.id)
     return Response(msgspec.json.encode({"token": token}), media_type="application/json")

@@ -3,11 +3,12 @@
 from starlette.routing import Route
 
 from mlapi.entrypoints.console import user_forms, users
-from mlapi.entrypoints.console.access import CONSOLE, LOGIN_PATH, PAGE_TOKEN_PATH
+from mlapi.entrypoints.console.access import CONSOLE, LOGIN_PATH, LOGOUT_PATH, PAGE_TOKEN_PATH, SESSIONS_PATH
 from mlapi.entrypoints.console.activity import show_activity
 from mlapi.entrypoints.console.keys import add_key, remove_key
 from mlapi.entrypoints.console.login import LoginPage, log_out
 from mlapi.entrypoints.console.page_token import show_page_token
+from mlapi.entrypoints.console.sessions import end_other_sessions, end_session, show_sessions
 from mlapi.entrypoints.console.usage import show_usage
 from mlapi.entrypoints.console.user_page import show_user
 from mlapi.entrypoints.pages import site_routes
@@ -19,13 +20,17 @@ _GET_AND_POST = ["GET", "POST"]
 def console_routes() -> list[Route]:
     """Return the routes that add the console to an application."""
     user = f"{CONSOLE_PATH}/users/{{user_id}}"
+    sessions = f"{CONSOLE_PATH}{SESSIONS_PATH}"
     return site_routes(
         CONSOLE,
         [
             Route(CONSOLE_PATH, users.show_users, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/", users.redirect_to_users, methods=["GET"]),
             Route(f"{CONSOLE_PATH}{LOGIN_PATH}", LoginPage(), methods=_GET_AND_POST),
-            Route(f"{CONSOLE_PATH}/log-out", log_out, methods=["POST"]),
+            Route(f"{CONSOLE_PATH}{LOGOUT_PATH}", log_out, methods=["POST"]),
+            Route(sessions, show_sessions, methods=["GET"]),
+            Route(f"{sessions}/end-others", end_other_sessions, methods=_GET_AND_POST),
+            Route(f"{sessions}/{{session_id}}/end", end_session, methods=_GET_AND_POST),
             Route(f"{CONSOLE_PATH}{PAGE_TOKEN_PATH}", show_page_token, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/activity", show_activity, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/usage", show_usage, methods=["GET"]),

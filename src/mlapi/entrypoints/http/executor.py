@@ -90,7 +90,7 @@ class PoolExecutor:
         """Call a function that reads a few rows through an index, for an admin."""
         return await self._pages.run(function, *args, **kwargs)
 
-    async def read_own(self, user_id: UserId, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def read_own(self, user_id: UserId, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that reads the rows of a user, at this user's request. Reads of admins have priority."""
         return await self._pages.run_as(Turn(str(user_id), Priority.LOW), function, *args, **kwargs)
 

@@ -19,13 +19,13 @@ from mlapi.application.lookups import UsernameLookup
 from mlapi.application.mailing import Mailing
 from mlapi.application.managers import AsyncManagers, ManagerRegistry
 from mlapi.application.registration import AsyncRegistration
+from mlapi.application.sessions import SessionRegistry
 from mlapi.application.users import Users
-from mlapi.bootstrap import async_guard, in_memory_sessions, open_service, retention, sending_mail
+from mlapi.bootstrap import async_guard, open_service, retention, sending_mail
 from mlapi.config import MAX_OWN_API_KEYS, load_settings
 from mlapi.domain.actors import Actor
 from mlapi.domain.addresses import Network
 from mlapi.domain.logins import Logins
-from mlapi.domain.sessions import Sessions
 from mlapi.domain.usage import UsageRepository
 from mlapi.domain.users import Pending
 from mlapi.entrypoints.admin import AdminPolicy
@@ -49,6 +49,7 @@ class Runtime:
     Attributes:
         users: the users to serve.
         managers: identifies managers.
+        sessions: the sessions of managers and users in browsers.
         registration: registers users.
         links: looks up and uses one-time links.
         mailing: queues mail. None if mail is not configured.
@@ -56,7 +57,6 @@ class Runtime:
         guard: checks tokens and API keys.
         usage: stores the usage of the users.
         logins: stores the logins of the users; None if they are not recorded.
-        sessions: stores the sessions of managers and users.
         executor: queries the users, hashes passwords and applies commands without blocking the event loop.
         metrics: the metrics of this process.
         trusted_proxies: proxies whose headers may set the client address, the scheme and the request id.
@@ -69,6 +69,7 @@ class Runtime:
 
     users: Users
     managers: AsyncManagers
+    sessions: SessionRegistry
     registration: AsyncRegistration
     links: AsyncLinks
     mailing: Mailing | None
@@ -76,7 +77,6 @@ class Runtime:
     guard: AsyncGuard
     usage: UsageRepository
     logins: Logins | None
-    sessions: Sessions
     executor: PoolExecutor
     metrics: Metrics
     trusted_proxies: Sequence[Network]
@@ -92,6 +92,7 @@ class Runtime:
         cls,
         users: Users,
         managers: ManagerRegistry,
+        sessions: SessionRegistry,
         access: Access,
         usage: UsageRepository,
         *,
@@ -100,7 +101,6 @@ class Runtime:
         mailing: Mailing | None = None,
         pending: Pending | None = None,
         public_url: str | None = None,
-        sessions: Sessions | None = None,
         trusted_proxies: Sequence[Network] = (),
         token_in_path: bool = True,
         own_api_keys: int = MAX_OWN_API_KEYS,
@@ -112,6 +112,7 @@ class Runtime:
         return cls(
             users=users,
             managers=AsyncManagers(managers),
+            sessions=sessions,
             registration=AsyncRegistration(
                 registration_limiter,
                 executor,
@@ -125,7 +126,6 @@ class Runtime:
             guard=resources.enter_context(async_guard(access.guard)),
             usage=usage,
             logins=access.logins,
-            sessions=in_memory_sessions() if sessions is None else sessions,
             executor=executor,
             metrics=metrics,
             trusted_proxies=trusted_proxies,
@@ -175,7 +175,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
             service.usage,
             service.settings,
             service.access.logins,
-            service.sessions,
+            service.sessions.sessions,
             outbox=service.outbox,
         ),
     ):
@@ -184,9 +184,9 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
         runtime = Runtime.from_users(
             service.users,
             service.managers,
+            service.sessions,
             service.access,
             service.usage,
-            sessions=service.sessions,
             registration_limiter=service.registration_limiter,
             link_limiter=service.link_limiter,
             mailing=service.mailing,

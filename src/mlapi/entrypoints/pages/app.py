@@ -15,7 +15,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.http.peers import connected_client
-from mlapi.entrypoints.http.sessions import Sessions
 from mlapi.entrypoints.pages.assets import ASSETS_PATH, show_asset
 from mlapi.entrypoints.pages.notices import Notices
 from mlapi.entrypoints.pages.rendering import HEADERS, error_page, handle_error, redirect
@@ -76,7 +75,6 @@ class PagesApp:
             site=self.site,
             http_request=http_request,
             client=connected_client(scope, receive).with_forwarded_scheme(state.runtime.trusted_proxies),
-            sessions=Sessions(state.admin_policy.session_key),
             notices=Notices(state.admin_policy.session_key),
         )
         try:
@@ -100,6 +98,7 @@ class PagesApp:
             request = attrs.evolve(request, session=session)
             if not request.is_safe:
                 request = await _with_form(request)
+            self.site.access.check(request)
             response = _ignore_second_click(request) or await self._route(request)
         except MlapiError as error:
             return handle_error(request, error)

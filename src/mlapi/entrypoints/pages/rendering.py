@@ -38,6 +38,7 @@ def render_page(
     """Render a template. If an action led to this page, show its notice."""
     cookies = request.notice_cookies
     notice = request.notices.find(cookies)
+    manager = None if request.session is None else request.session.manager
     text = (
         _templates(request.site.package)
         .get_template(template)
@@ -47,6 +48,8 @@ def render_page(
             docs=base_path(request.http_request.scope) + DOCS_PATH,
             asset=lambda name: request.base + asset_path(name),
             session=request.session,
+            manager=manager,
+            may_change=manager is not None and manager.is_admin,
             mode=request.admin_policy.mode,
             page_path=request.path_and_query,
             flash=PageNotice(
@@ -97,8 +100,9 @@ def handle_error(request: PageRequest, error: MlapiError) -> Response:
 
 
 def error_page(request: PageRequest, status: int, text: str, *, headers: Iterable[tuple[str, str]] = ()) -> Response:
+    login = request.site.login_path if status == HTTPStatus.FORBIDDEN and request.session is None else ""
     title = _TITLES.get(status, HTTPStatus(status).phrase.capitalize())
-    return render_page(request, "error.html", status, headers=headers, title=title, text=text)
+    return render_page(request, "error.html", status, headers=headers, title=title, text=text, login=login)
 
 
 HEADERS: Mapping[str, str] = {

@@ -11,11 +11,12 @@ from mlapi.application.deadlines import PausedDeadline
 from mlapi.application.users import Users
 from mlapi.domain.actors import ANYONE
 from mlapi.domain.errors import FieldError, InvalidFieldsError
+from mlapi.domain.managers import ManagerIdentity
+from mlapi.domain.sessions import LIFETIME_SECONDS, Session, SessionId
 from mlapi.domain.users import User
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.browser_sessions import cookie_name, set_cookie
 from mlapi.entrypoints.http.runtime import Runtime
-from mlapi.entrypoints.http.sessions import LIFETIME_SECONDS, Session, Sessions
 from mlapi.entrypoints.pages.notices import NOTICE_SECONDS, Notice, Notices
 from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.client import Client
@@ -39,16 +40,20 @@ class PageSession:
     """The session of the client that opened a page.
 
     Attributes:
+        id: the id of the session. In local mode, no session with this id is stored.
         csrf_token: every form contains this token, which proves that the form belongs to this session.
         actor: the name of the client in the audit trail.
+        manager: the manager who is signed in; None for users.
         user: the user who is signed in; None for managers.
-        cookie_session: the session in the cookie of the console.
+        stored: the stored session; None in local mode, where no sign-in is needed.
     """
 
+    id: SessionId = attrs.field(repr=False)
     csrf_token: str = attrs.field(repr=False)
     actor: str
+    manager: ManagerIdentity | None = None
     user: User | None = None
-    cookie_session: Session | None = None
+    stored: Session | None = None
 
 
 class AccessRule(Protocol):
@@ -70,6 +75,14 @@ class AccessRule(Protocol):
         """
         ...
 
+    def check(self, request: "PageRequest") -> None:
+        """Check that the session of a request allows it. Called before the page.
+
+        Raises:
+            MlapiError: if it does not.
+        """
+        ...
+
 
 class PublicAccess:
     """An `AccessRule` for pages that anyone may open, without a session."""
@@ -79,6 +92,9 @@ class PublicAccess:
 
     async def open_session(self, request: "PageRequest") -> tuple[PageSession | None, Sequence[str]]:  # noqa: ARG002 - part of the protocol
         return None, ()
+
+    def check(self, request: "PageRequest") -> None:
+        pass
 
 
 @attrs.frozen(kw_only=True)
@@ -118,7 +134,6 @@ class PageRequest:
     site: Site
     http_request: Request
     client: Client
-    sessions: Sessions
     notices: Notices
     session: PageSession | None = None
     """None on public pages if the client is not signed in."""
