@@ -48,7 +48,7 @@ from mlapi.config.plan_reload import reloading_plans
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.logins import Logins
 from mlapi.domain.outbox import Outbox
-from mlapi.domain.ports import AttemptCounts, AttemptLimiter, UserRepository
+from mlapi.domain.ports import AttemptCounts, AttemptLimiter, Clock, UserRepository
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.sessions import Sessions
 from mlapi.domain.storage import Storage
@@ -216,9 +216,9 @@ def in_memory_managers(users: Users) -> ManagerRegistry:
     return ManagerRegistry(InMemoryManagers(audit if isinstance(audit, InMemoryAuditTrail) else InMemoryAuditTrail()))
 
 
-def in_memory_sessions(managers: ManagerRegistry) -> SessionRegistry:
+def in_memory_sessions(managers: ManagerRegistry, clock: Clock) -> SessionRegistry:
     """Return an empty registry of sessions, which is lost when the process ends."""
-    return SessionRegistry(InMemorySessions(), managers.managers)
+    return SessionRegistry(InMemorySessions(), managers.managers, clock)
 
 
 def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:

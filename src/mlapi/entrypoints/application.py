@@ -92,7 +92,7 @@ def create_app(
     runtime = Runtime.from_users(
         users,
         managers,
-        in_memory_sessions(managers) if sessions is None else sessions,
+        in_memory_sessions(managers, users.now) if sessions is None else sessions,
         access,
         in_memory_usage() if usage is None else usage,
         registration_limiter=registration_limiter,
