@@ -336,7 +336,7 @@ def test_viewer_reads_every_page_and_changes_nothing(world: World, victor: str, 
     csrf = open_page(client).form("Sign out").fields["csrf_token"]
     rows = list(world.users.list_page())
     paths = ["", f"/users/{ada.id}", "/activity", "/usage", "/sessions"]
-    changes = ["enabled", "expiry", "plan", "password", "tokens", "remove", "keys"]
+    changes = ["enabled", "expiry", "plan", "password", "tokens", "remove", "keys", "link", "profile", "metadata"]
 
     read = [open_page(client, path) for path in paths]
     forms = {button for page in read for form in page.forms if form.method == "post" for button in form.buttons}
