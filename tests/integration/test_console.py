@@ -18,11 +18,12 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from mlapi import AuditEntry, User, UserId, Users
+from mlapi import Actor, AuditEntry, User, UserId, Users
 from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryUsage, InMemoryUserRepository, PlainCipher
 from mlapi.application import user_search
 from mlapi.bootstrap import in_memory_access
 from mlapi.config import HttpSettings
+from mlapi.domain.commands import Remove
 from mlapi.domain.errors import ConfigurationError, SearchUnavailableError
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.sessions import LIFETIME_SECONDS
@@ -1007,22 +1008,78 @@ def test_activity_is_paginated_with_newest_entries_first(local: TestClient, user
     page = open_page(local).follow("Activity")
     older = page.follow("Older")
 
-    assert "Disabled User 60 library" in page.text
-    assert (page.text.count("User "), older.text.count("User ")) == (50, 11)
-    assert "Newest" in older.links
-    assert older.follow("Newest").text == page.text
+    assert "Disabled user59 user 60 library" in page.text
+    assert [each.response.text.count('class="time"') for each in (page, older)] == [50, 11]
+    assert older.follow("Newest").text == older.follow("Newer").text == page.text
+    assert "Newer" not in page.links
+
+
+def test_activity_can_be_read_in_both_directions(local: TestClient, users: Users) -> None:
+    register_users(users, 130)
+
+    first = open_page(local, "/activity")
+    second = first.follow("Older")
+    third = second.follow("Older")
+
+    assert third.follow("Newer").text == second.text
+    assert third.follow("Newer").follow("Newer").text == first.text
+    assert "Older" not in third.links
+    assert "No matching activity." in open_page(local, "/activity?after=1").text
+
+
+def test_activity_is_filtered_by_action_actor_and_time(local: TestClient, users: Users, ada: User) -> None:
+    bob = users.as_actor(Actor("manager alice")).register(username="bob", password=PASSWORD, email="bob@example.com")
+    users.as_actor(Actor("admin")).set_enabled(user_id=bob.id, enabled=False)
+
+    def shown(page: Page) -> list[str]:
+        return [name for name in ("Registered ada", "Registered bob", "Disabled bob") if name in page.text]
+
+    page = open_page(local, "/activity")
+    by_alice = page.send("Filter", actor="manager alice")
+    assert shown(page) == ["Registered ada", "Registered bob", "Disabled bob"]
+    assert shown(by_alice) == shown(page.follow("manager alice")) == ["Registered bob"]
+    assert by_alice.form("Filter").fields["actor"] == "manager alice"
+    assert shown(page.send("Filter", action="disable")) == ["Disabled bob"]
+    assert shown(page.send("Filter", action="disable", actor="manager alice")) == []
+    assert "No matching activity." in page.send("Filter", until="2020-01-31T12:00").text
+    assert shown(page.send("Filter", since="2020-01-31T12:00", until="2999-01-31")) == shown(page)
+
+
+@pytest.mark.parametrize(("field", "label"), [("since", "From (UTC)"), ("until", "Until (UTC)")])
+def test_invalid_time_is_shown_at_its_field(local: TestClient, field: str, label: str) -> None:
+    page = open_page(local, "/activity").send("Filter", **{field: "soon"})
+
+    assert page.response.status_code == 422
+    assert f"{label} must be a time with a time zone" in page.text
+
+
+def test_import_is_folded_into_one_line(local: TestClient, users: Users) -> None:
+    actor = Actor("import by root", "0123456789abcdef")
+    users.as_actor(actor).register(username="ada", password=PASSWORD, email="ada@example.com")
+    for name in ("bob", "eve"):
+        users.as_actor(actor.repeated()).register(username=name, password=PASSWORD, email=f"{name}@example.com")
+
+    page = open_page(local, "/activity")
+    others = page.follow("and 2 others")
+
+    assert "Registered ada user 1 and 2 others import by root" in page.text
+    assert "bob" not in page.text
+    assert [name in others.text for name in ("ada", "bob", "eve")] == [False, True, True]
+    assert "and 2 others" not in open_page(local, "/users/1").text
 
 
 def test_activity_of_a_removed_user_is_shown(local: TestClient, users: Users, ada: User) -> None:
     users.register(username="bob", password=PASSWORD, email="bob@example.com")
     activity = open_page(local, "/users/1").follow("All activity of this user")
     users.remove(user_id=ada.id)
+    users.repository.apply([Remove(user_id=UserId(2), keeps_name=False)])
 
     again = open_page(local, "/activity?user_id=1")
 
-    assert "Activity of user 1" in activity.text
-    assert "User 2" not in activity.text
-    assert "Removed User 1" in again.text
+    assert "Activity of ada (user 1)" in activity.text
+    assert "bob" not in activity.text
+    assert "Activity of ada (user 1)" in again.text
+    assert "Removed ada user 1, removed" in again.text
     assert again.follow("All activity").response.url.path == f"{CONSOLE_PATH}/activity"
 
 

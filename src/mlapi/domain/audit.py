@@ -149,6 +149,7 @@ class AuditFilter:
         actor: the name of the actor.
         since: the entry was written at this time or later.
         until: the entry was written before this time.
+        bulk_id: the request id of a bulk request, for all its entries except the first one.
         is_folded: omit all entries of a bulk request except the first one.
     """
 
@@ -157,6 +158,7 @@ class AuditFilter:
     actor: str | None = None
     since: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
     until: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
+    bulk_id: str | None = None
     is_folded: bool = False
 
     def matches(self, entry: AuditEntry) -> bool:
@@ -166,6 +168,7 @@ class AuditFilter:
             and self.actor in {None, entry.actor}
             and (self.since is None or entry.at >= self.since)
             and (self.until is None or entry.at < self.until)
+            and self.bulk_id in {None, entry.bulk_id}
             and not (self.is_folded and entry.bulk_id)
         )
 

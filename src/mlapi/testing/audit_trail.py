@@ -265,6 +265,11 @@ class AuditTrailContract:
         assert audit.list_page(limit=1, matching=folded, after=page[0].id) == page[1:]
         assert audit.list_page(limit=1, matching=folded, newer_than=page[1].id) == page[:1]
         assert [entry.user_id for entry in audit.list_page(limit=10)] == [bob.id, eve.id, bob.id, first.id]
+        assert [entry.user_id for entry in audit.list_page(limit=9, matching=AuditFilter(bulk_id="request-7"))] == [
+            eve.id,
+            bob.id,
+        ]
+        assert audit.list_page(limit=9, matching=AuditFilter(bulk_id="a\0b")) == []
         assert audit.count_bulk(["request-7", "request-8", "request-9"], limit=10) == [2, 0, 0]
         assert audit.count_bulk(["request-7"], limit=1) == [1]
         assert audit.count_bulk([], limit=1) == []

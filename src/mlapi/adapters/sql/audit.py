@@ -111,7 +111,7 @@ class SqlAuditTrail:
 
 def _is_possible(matching: AuditFilter) -> bool:
     """Return whether the database can store an entry that matches."""
-    is_storable = matching.actor is None or is_storable_text(matching.actor)
+    is_storable = is_storable_text((matching.actor or "") + (matching.bulk_id or ""))
     return is_storable and (matching.user_id is None or is_storable_user_id(matching.user_id))
 
 
@@ -126,6 +126,8 @@ def _conditions(matching: AuditFilter) -> Iterator[ColumnElement[bool]]:
         yield audit.c.at >= matching.since
     if matching.until is not None:
         yield audit.c.at < matching.until
+    if matching.bulk_id is not None:
+        yield audit.c.bulk_id == matching.bulk_id
     if matching.is_folded:
         yield _IS_UNFOLDED
 
