@@ -17,7 +17,7 @@ async def add_key(request: PageRequest, user_id: UserId) -> Response:
     command, secret = request.users.prepare_api_key(
         user_id=user_id,
         name=request.form.get("name", ""),
-        expires_datetime=_end_of_day(request.form.get("expires_at", "")),
+        expires_datetime=end_of_day(request.form.get("expires_at", "")),
     )
     user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
     key = await request.runtime.executor.apply(command)
@@ -44,7 +44,7 @@ async def remove_key(request: PageRequest) -> Response:
     )
 
 
-def _end_of_day(text: str) -> datetime | None:
+def end_of_day(text: str) -> datetime | None:
     """Return the last second of a day in UTC, or None if the field is empty.
 
     Raises:

@@ -7,6 +7,13 @@ from mlapi.entrypoints.console.access import CONSOLE, LOGIN_PATH, LOGOUT_PATH, P
 from mlapi.entrypoints.console.activity import show_activity
 from mlapi.entrypoints.console.keys import add_key, remove_key
 from mlapi.entrypoints.console.login import LoginPage, log_out
+from mlapi.entrypoints.console.managers import (
+    MANAGERS_PATH,
+    remove_manager,
+    rotate_token,
+    show_manager,
+    show_managers,
+)
 from mlapi.entrypoints.console.page_token import show_page_token
 from mlapi.entrypoints.console.sessions import end_other_sessions, end_session, show_sessions
 from mlapi.entrypoints.console.usage import show_usage
@@ -20,6 +27,7 @@ _GET_AND_POST = ["GET", "POST"]
 def console_routes() -> list[Route]:
     """Return the routes that add the console to an application."""
     user = f"{CONSOLE_PATH}/users/{{user_id}}"
+    managers = f"{CONSOLE_PATH}{MANAGERS_PATH}"
     sessions = f"{CONSOLE_PATH}{SESSIONS_PATH}"
     return site_routes(
         CONSOLE,
@@ -31,6 +39,10 @@ def console_routes() -> list[Route]:
             Route(sessions, show_sessions, methods=["GET"]),
             Route(f"{sessions}/end-others", end_other_sessions, methods=_GET_AND_POST),
             Route(f"{sessions}/{{session_id}}/end", end_session, methods=_GET_AND_POST),
+            Route(managers, show_managers, methods=_GET_AND_POST),
+            Route(f"{managers}/{{name}}", show_manager, methods=["GET"]),
+            Route(f"{managers}/{{name}}/rotate", rotate_token, methods=_GET_AND_POST),
+            Route(f"{managers}/{{name}}/remove", remove_manager, methods=_GET_AND_POST),
             Route(f"{CONSOLE_PATH}{PAGE_TOKEN_PATH}", show_page_token, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/activity", show_activity, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/usage", show_usage, methods=["GET"]),

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     ConfigurationError,
+    ManagerNotFoundError,
     MlapiError,
     SearchUnavailableError,
     ServiceUnavailableError,
@@ -83,6 +84,8 @@ def handle_error(request: PageRequest, error: MlapiError) -> Response:
     """Return the error page for an error that is not shown next to a form field."""
     api_response = logged_error_response(request.http_request, error)
     match error:
+        case ManagerNotFoundError(name=name):
+            text = f"Manager {name} does not exist or was removed."
         case UserNotFoundError(user_id=user_id):
             text = f"User {user_id} does not exist or was removed."
         case ApiKeyNotFoundError():
