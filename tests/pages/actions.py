@@ -8,14 +8,17 @@ from collections.abc import Mapping
 import attrs
 from playwright.sync_api import Locator, Page, expect
 
+TYPED_IN_PARTS = {"date", "datetime-local"}
+"""Fields whose parts are typed in the order of the reader's language."""
+
 
 @attrs.frozen(kw_only=True)
 class Action:
     """A form on a page.
 
     Attributes:
-        page: the path of the page. ``{user}`` is the id of a new user, ``{key}`` the id of an API key of this user, and
-            ``{link}`` the token of a one-time link for them.
+        page: the path of the page. ``{user}`` is the id of a new user, ``{key}`` and ``{own_key}`` are ids of their API
+            keys, and ``{link}`` is the token of a one-time link for them.
         form: the end of the path that the form is sent to. If empty, the form of a page with one form.
         fields: the fields to fill in, by name.
         shows: what the page after it shows.
@@ -27,33 +30,70 @@ class Action:
     shows: str
 
 
+_NEW_PASSWORD = "analytical engine 1837"
+_THIRD_PASSWORD = "bernoulli numbers 1842"
+_SIGN_IN = {"username": "{name}", "password": _NEW_PASSWORD}
+_SIGN_IN_AGAIN = {"username": "{name}", "password": _THIRD_PASSWORD}
+
 ACTIONS = (
     Action(
         page="/links/{link}",
         form="",
-        fields={"password": "analytical engine 1837", "repeated": "analytical engine 1837"},
+        fields={"password": _NEW_PASSWORD, "repeated": _NEW_PASSWORD},
         shows="Your password is set",
     ),
+    # what users do with their account
+    Action(page="/account", form="/sign-in", fields=_SIGN_IN, shows="Signed in as {name}"),
+    Action(page="/account", form="/account/keys", fields={"name": "weekly report"}, shows="Copy this key now"),
+    Action(
+        page="/account/keys/{own_key}/remove",
+        form="/remove",
+        shows="API key second key was removed. This cannot be undone.",
+    ),
+    Action(
+        page="/account/email",
+        form="/email",
+        fields={"email": "new@example.com", "current": _NEW_PASSWORD},
+        shows="Your e-mail address is now new@example.com.",
+    ),
+    Action(
+        page="/account/password",
+        form="/password",
+        fields={"current": _NEW_PASSWORD, "new": _THIRD_PASSWORD},
+        shows="Your password is changed.",
+    ),
+    Action(page="/account/sign-out-everywhere", form="/sign-out-everywhere", shows="Sign in to your account"),
+    Action(page="/account/sign-in", form="/sign-in", fields=_SIGN_IN_AGAIN, shows="Signed in as {name}"),
+    Action(page="/account", form="/sign-out", shows="Sign in to your account"),
+    # what managers do with users
     Action(
         page="/console/users/new",
         form="/users/new",
-        fields={"username": "added-{hand}", "email": "added@example.com", "password": "difference engine 1843"},
+        fields={"username": "added-{hand}", "email": "added@example.com", "password": _NEW_PASSWORD},
         shows="added-{hand} was added.",
     ),
     Action(page="/console?q={name}", form="/users/{user}/enabled", shows="{name} is disabled."),
     Action(page="/console/users/{user}", form="/users/{user}/enabled", shows="{name} is enabled."),
-    Action(page="/console/users/{user}", form="/expiry", fields={"expires_on": "2099-01-31"}, shows="31 Jan 2099"),
+    Action(
+        page="/console/users/{user}",
+        form="/profile",
+        fields={"email": "corrected@example.com"},
+        shows="corrected@example.com",
+    ),
+    Action(page="/console/users/{user}", form="/expiry", fields={"expires": "2099-01-31T12:00"}, shows="31 Jan 2099"),
     Action(page="/console/users/{user}", form="/plan", fields={"plan": "pro"}, shows="{name} has the plan pro."),
+    Action(page="/console/users/{user}", form="/metadata", fields={"metadata": '{{"customer": 7}}'}, shows="{name}"),
     Action(
         page="/console/users/{user}",
         form="/password",
-        fields={"password": "analytical engine 1837"},
+        fields={"password": _NEW_PASSWORD},
         shows="The password of {name} was set",
     ),
+    Action(page="/console/users/{user}", form="/link", shows="Copy it now."),
     Action(page="/console/users/{user}", form="/tokens", shows="tokens of {name} were revoked"),
     Action(page="/console/users/{user}", form="/keys", fields={"name": "weekly report"}, shows="weekly report"),
     Action(
-        page="/console/users/{user}/keys/{key}/remove", form="/remove", shows="API key a key of {name} was removed."
+        page="/console/users/{user}/keys/{key}/remove", form="/remove", shows="API key first key of {name} was removed."
     ),
     Action(page="/console/users/{user}/remove", form="/remove", shows="{name} was removed."),
     Action(page="/console", form="/log-out", shows="You have signed out."),
@@ -79,14 +119,13 @@ class Hand:
 
     def _enter(self, field: Locator, text: str) -> None:
         kind = field.evaluate("element => element.type")
-        if kind == "select-one" and self.uses_keyboard:
+        if self.uses_keyboard and kind not in TYPED_IN_PARTS:
             field.focus()
+            if kind != "select-one":
+                self.page.keyboard.press("Control+A")
             self.page.keyboard.type(text)
         elif kind == "select-one":
             field.select_option(text)
-        elif kind != "date" and self.uses_keyboard:
-            field.focus()
-            self.page.keyboard.type(text)
         else:
             field.fill(text)
 

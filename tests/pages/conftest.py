@@ -32,7 +32,7 @@ def tabs(browser: Browser, world: World) -> Iterator[dict[str, Tab]]:
     for role, sign_in in ROLES.items():
         context = browser.new_context(reduced_motion="reduce", base_url=world.server.base)
         page = context.new_page()
-        sign_in(page)
+        sign_in(page, world)
         page.add_init_script(path=Path(__file__).parent / "axe" / "axe.min.js")
         tabs[role] = Tab(page, BrowserMonitor(context))
     yield tabs

@@ -27,7 +27,7 @@ def test_every_action_works(browser: Browser, world: World, hand: str, subtests:
 
     context.on("request", record)
     page = context.new_page()
-    sign_in_as_admin(page)
+    sign_in_as_admin(page, world)
     values = create_user(world, name=f"subject-{hand.replace(' ', '-')}")
     for action in ACTIONS:
         with subtests.test(page=action.page, form=action.form):
@@ -45,6 +45,9 @@ def create_user(world: World, name: str) -> dict[str, str]:
     base = world.server.base
     body = {"username": name, "password": PASSWORD, "email": "subject@example.com"}
     user = admin.post(f"{base}/register-user", json=body, timeout=15).json()["user_id"]
-    key = admin.post(f"{base}/users/{user}/keys", json={"name": "a key"}, timeout=15).json()["key_id"]
+    keys = [
+        admin.post(f"{base}/users/{user}/keys", json={"name": f"{each} key"}, timeout=15).json()["key_id"]
+        for each in ("first", "second")
+    ]
     link = admin.post(f"{base}/users/{user}/password-link", timeout=15).json()["url"]
-    return {"user": str(user), "name": name, "key": key, "link": link.rpartition("/")[2]}
+    return {"user": str(user), "name": name, "key": keys[0], "own_key": keys[1], "link": link.rpartition("/")[2]}

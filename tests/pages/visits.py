@@ -3,7 +3,7 @@
 The routes of the application tell which pages exist, so a new page needs a `Visit`: without one, a test fails.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 from playwright.sync_api import Page
@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Match, Route
 from mlapi.entrypoints.application import create_app
 from mlapi.entrypoints.http.docs import documentation_routes
 from mlapi.entrypoints.http.start_page import start_routes
-from tests.pages.world import ADMIN_TOKEN
+from tests.pages.world import ADMIN_TOKEN, PASSWORD, World
 
 
 def _do_nothing(page: Page) -> None:
@@ -25,7 +25,7 @@ class Visit:
 
     Attributes:
         name: the name of its screenshots.
-        role: who opens it: ``admin``, or ``stranger`` for a browser that has not signed in.
+        role: who opens it: one of `ROLES`.
         path: the path, with the key of a user in place of an id.
         act: what to do on the page before it is examined.
         status: the status of the response, before `act`.
@@ -65,14 +65,35 @@ def open_operation(page: Page) -> None:
     page.wait_for_selector(".opblock-body .responses-inner")
 
 
-def sign_in_as_admin(page: Page) -> None:
+def sign_in_as_admin(page: Page, _world: World) -> None:
     page.goto("/console/log-in")
     page.locator("[name=token]").fill(ADMIN_TOKEN)
     page.keyboard.press("Enter")
     page.wait_for_url("**/console")
 
 
-ROLES = {"stranger": _do_nothing, "admin": sign_in_as_admin}
+def sign_in_as_user(key: str) -> Callable[[Page, World], None]:
+    def sign_in(page: Page, world: World) -> None:
+        page.goto("/account/sign-in")
+        page.locator("[name=username]").fill(world.name(key))
+        page.locator("[name=password]").fill(PASSWORD)
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/account")
+
+    return sign_in
+
+
+def stay_a_stranger(page: Page, world: World) -> None:
+    """Do not sign in."""
+
+
+ROLES: Mapping[str, Callable[[Page, World], None]] = {
+    "stranger": stay_a_stranger,
+    "admin": sign_in_as_admin,
+    "user": sign_in_as_user("ada"),
+    "user with a long name": sign_in_as_user("longest"),
+    "expired user": sign_in_as_user("claude"),
+}
 """How the browser of each role signs in."""
 
 VISITS = (
@@ -111,6 +132,25 @@ VISITS = (
     Visit(name="link-done-password", role="stranger", path="/links/done/password"),
     Visit(name="link-done-approval", role="stranger", path="/links/done/approval"),
     Visit(name="link-done-change-email", role="stranger", path="/links/done/change_email"),
+    Visit(name="account-sign-in", role="stranger", path="/account/sign-in"),
+    Visit(
+        name="account-sign-in-wrong",
+        role="stranger",
+        path="/account/sign-in",
+        act=fill(username="ada", password="wrong"),
+    ),
+    Visit(name="account", role="user", path="/account"),
+    Visit(name="account-long", role="user with a long name", path="/account"),
+    Visit(name="account-expired", role="expired user", path="/account"),
+    Visit(name="account-key-created", role="user", path="/account", act=fill(name="weekly report")),
+    Visit(name="account-key-old", role="user with a long name", path="/account/keys/{long_key}"),
+    Visit(name="account-remove-key", role="user with a long name", path="/account/keys/{long_key}/remove"),
+    Visit(name="account-password", role="user", path="/account/password"),
+    Visit(name="account-password-errors", role="user", path="/account/password", act=fill(current="wrong", new="ada")),
+    Visit(name="account-email", role="user", path="/account/email"),
+    Visit(name="account-email-errors", role="user", path="/account/email", act=fill(email="ada@ada", current="wrong")),
+    Visit(name="account-sign-out-everywhere", role="user", path="/account/sign-out-everywhere"),
+    Visit(name="account-no-such-page", role="user", path="/account/nothing", status=404),
     Visit(name="user-pending", path="/console/users/{waiting}"),
     Visit(name="user-invited", path="/console/users/{invited}"),
     Visit(name="docs", path="/docs", act=open_operation),

@@ -45,6 +45,8 @@ PENDING: tuple[tuple[str, str, Pending], ...] = (
 DISABLED = ("edsger", "tony")
 EXPIRY_DAYS = {"ada": 2, "grace": 5, "radia": 40, "claude": -3, "batch": 90, "longest": 3}
 """The days until access expires."""
+SIGNING_IN = ("ada", "longest", "claude")
+"""The users whose password works."""
 DAYS = 30
 SATURDAY = 5
 
@@ -63,6 +65,10 @@ class World:
         server = Server(folder, {"MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN}).start()
         return cls(server, values)
 
+    def name(self, key: str) -> str:
+        """Return the name of a user."""
+        return next(name for known, name, _email in USERS if known == key)
+
     def path(self, template: str) -> str:
         """Return a path with the values in place of their names: ``/console/users/{ada}``."""
         return template.format_map(self.values)
@@ -80,8 +86,10 @@ def create_database(folder: Path) -> dict[str, int | str]:
         )
         ids = _register(users, clock)
         _change(service, users, ids, clock.at)
-        key = users.list_api_keys(ids["batch"])[0].id
-        return {**ids, "key": key, **_add_links(users, ids), **_add_managers(service)}
+        for name in SIGNING_IN:
+            service.users.set_password(user_id=ids[name], password=PASSWORD)
+        keys = {"key": users.list_api_keys(ids["batch"])[0].id, "long_key": users.list_api_keys(ids["longest"])[0].id}
+        return {**ids, **keys, **_add_links(users, ids), **_add_managers(service)}
 
 
 @attrs.define
