@@ -131,8 +131,8 @@ def test_disabled_users_are_told_so(http: TestClient, users: Users, ada: User) -
 @pytest.mark.parametrize(
     ("pending", "text"),
     [
-        ("email", "Your e-mail address has not been confirmed yet."),
-        ("email_then_approval", "Your e-mail address has not been confirmed yet."),
+        ("email", "Your email address has not been confirmed yet."),
+        ("email_then_approval", "Your email address has not been confirmed yet."),
         ("approval", "Your account has not been approved yet."),
     ],
 )
@@ -357,7 +357,7 @@ def test_forms_of_other_sites_are_rejected(http: TestClient, users: Users, ada: 
     assert users.list_api_keys(ada.id) == []
 
 
-# --- password and e-mail address
+# --- password and email address
 
 
 def test_users_change_their_password(http: TestClient, users: Users, ada: User) -> None:
@@ -402,11 +402,11 @@ def test_guessing_passwords_in_the_form_is_limited(http: TestClient, ada: User) 
 
 
 def test_users_change_their_email_address(http: TestClient, users: Users, ada: User) -> None:
-    page = sign_in(http).follow("Change e-mail address")
+    page = sign_in(http).follow("Change email address")
 
-    changed = page.send("Change e-mail address", email="countess@example.com", current=PASSWORD)
+    changed = page.send("Change email address", email="countess@example.com", current=PASSWORD)
 
-    assert "Your e-mail address is now countess@example.com." in changed.text
+    assert "Your email address is now countess@example.com." in changed.text
     assert users.get(ada.id).email == "countess@example.com"
     assert users.list_audit_page(limit=1)[0].actor == f"user {ada.id}"
 
@@ -415,13 +415,13 @@ def test_users_change_their_email_address(http: TestClient, users: Users, ada: U
     ("email", "current", "status", "text"),
     [
         ("countess@example.com", "wrong", 403, "Current password is wrong."),
-        ("nonsense", PASSWORD, 422, "New e-mail address must"),
+        ("nonsense", PASSWORD, 422, "New email address must"),
     ],
 )
 def test_invalid_email_changes_are_explained(
     http: TestClient, users: Users, ada: User, *, email: str, current: str, status: int, text: str
 ) -> None:
-    page = sign_in(http).follow("Change e-mail address").send("Change e-mail address", email=email, current=current)
+    page = sign_in(http).follow("Change email address").send("Change email address", email=email, current=current)
 
     assert (page.response.status_code, users.get(ada.id)) == (status, ada)
     assert text in page.text

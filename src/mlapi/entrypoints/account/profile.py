@@ -1,4 +1,4 @@
-"""The forms with which users change their password and their e-mail address."""
+"""The forms with which users change their password and their email address."""
 
 from http import HTTPStatus
 
@@ -54,7 +54,7 @@ async def change_email(request: PageRequest) -> Response:
     except (InvalidFieldsError, InvalidCredentialsError, TooManyAttemptsError) as error:
         return await _handle_error(request, "change_email.html", error)
     await runtime.executor.apply(command)
-    return redirect(request, notice=Notice(f"Your e-mail address is now {email}."))
+    return redirect(request, notice=Notice(f"Your email address is now {email}."))
 
 
 async def _handle_error(

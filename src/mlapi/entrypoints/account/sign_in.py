@@ -19,9 +19,9 @@ from mlapi.entrypoints.http.middleware import REJECTION_SECONDS
 from mlapi.entrypoints.pages import Notice, PageRequest, redirect, render_page
 
 _PENDING = {
-    "email": "Your e-mail address has not been confirmed yet. Open the link in the mail that was sent to it.",
+    "email": "Your email address has not been confirmed yet. Open the link in the mail that was sent to it.",
     "email_then_approval": (
-        "Your e-mail address has not been confirmed yet. Open the link in the mail that was sent to it."
+        "Your email address has not been confirmed yet. Open the link in the mail that was sent to it."
     ),
     "approval": "Your account has not been approved yet. A manager has to enable it.",
 }
