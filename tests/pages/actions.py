@@ -54,7 +54,7 @@ ACTIONS = (
         page="/account/email",
         form="/email",
         fields={"email": "new@example.com", "current": _NEW_PASSWORD},
-        shows="Your e-mail address is now new@example.com.",
+        shows="Your email address is now new@example.com.",
     ),
     Action(
         page="/account/password",
