@@ -16,7 +16,7 @@ LOGIN_PATH = "/log-in"
 LOGOUT_PATH = "/log-out"
 SESSIONS_PATH = "/sessions"
 PAGE_TOKEN_PATH = "/page-token"  # noqa: S105 - a path
-_OWN_FORMS = re.compile(rf"{LOGOUT_PATH}|{SESSIONS_PATH}/.*")
+_OWN_FORMS = re.compile(r"/log-out|/sessions/.*")
 """The forms that viewers may send: they change nothing but their own sessions."""
 _FORM_PAGES = re.compile(r".*/(new|remove)")
 """Pages that consist of a form that only admins may send."""

@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from mlapi.entrypoints.wire.headers import Headers, header_values
 
 # The first match counts: Edge and Opera also contain "Chrome", and Chrome contains "Safari".
-_BROWSERS: Sequence[tuple[str, str]] = (
-    ("Edge", r"Edg(e|A|iOS)?/"),
-    ("Opera", r"OPR/"),
-    ("Samsung Internet", r"SamsungBrowser/"),
-    ("Firefox", r"(Firefox|FxiOS)/"),
-    ("Chrome", r"(Chrome|Chromium|CriOS)/"),
-    ("Safari", r"Safari/"),
+_BROWSERS: Sequence[tuple[str, re.Pattern[str]]] = (
+    ("Edge", re.compile(r"Edg(e|A|iOS)?/")),
+    ("Opera", re.compile(r"OPR/")),
+    ("Samsung Internet", re.compile(r"SamsungBrowser/")),
+    ("Firefox", re.compile(r"(Firefox|FxiOS)/")),
+    ("Chrome", re.compile(r"(Chrome|Chromium|CriOS)/")),
+    ("Safari", re.compile(r"Safari/")),
 )
-_SYSTEMS: Sequence[tuple[str, str]] = (
-    ("Android", r"Android"),
-    ("iPhone", r"iPhone"),
-    ("iPad", r"iPad"),
-    ("Windows", r"Windows"),
-    ("macOS", r"Mac OS X"),
-    ("ChromeOS", r"CrOS"),
-    ("Linux", r"Linux"),
+_SYSTEMS: Sequence[tuple[str, re.Pattern[str]]] = (
+    ("Android", re.compile(r"Android")),
+    ("iPhone", re.compile(r"iPhone")),
+    ("iPad", re.compile(r"iPad")),
+    ("Windows", re.compile(r"Windows")),
+    ("macOS", re.compile(r"Mac OS X")),
+    ("ChromeOS", re.compile(r"CrOS")),
+    ("Linux", re.compile(r"Linux")),
 )
 _MAX_CHARS = 500
 
@@ -33,5 +33,5 @@ def describe_browser(headers: Headers) -> str:
     return f"{browser or 'Unknown browser'} on {system}" if system else browser or "Unknown browser"
 
 
-def _find(names: Sequence[tuple[str, str]], text: str) -> str | None:
-    return next((name for name, pattern in names if re.search(pattern, text)), None)
+def _find(names: Sequence[tuple[str, re.Pattern[str]]], text: str) -> str | None:
+    return next((name for name, pattern in names if pattern.search(text)), None)
