@@ -33,6 +33,8 @@ from mlapi.forks import call_in_children, new_lock, notice_fork
 MAX_WAITING_REQUESTS = 10_000
 """At 10,000 requests per second, the last request in a full queue waits one second. Each takes about a kilobyte."""
 TIMEOUT_SECONDS = 5.0
+GROUP_COMMANDS = 250
+"""The number of commands of one request in a transaction, which they share with those of other requests."""
 
 _MAX_IDLE_TURNS = 16
 """Stop waiting for follow-ups after this many turns of the loop (about 100 us) without a new request."""
@@ -237,6 +239,25 @@ class CommandBatcher(Batcher[Command, Result]):
             ServiceUnavailableError, RepositoryUnavailableError: see `submit` and `UserRepository.apply`.
         """
         return await self.submit(command)
+
+    async def apply_all(self, commands: Sequence[Command]) -> list[Outcome | ServiceUnavailableError]:
+        """Apply commands, and return the outcome of each once the changes are durable.
+
+        The commands are submitted in groups of `GROUP_COMMANDS`, so that other requests never wait for more than one
+        group. Once the database is unavailable, no further command is submitted.
+        """
+        outcomes: list[Any] = []
+        for start in range(0, len(commands), GROUP_COMMANDS):
+            group = [self.submit(command) for command in commands[start : start + GROUP_COMMANDS]]
+            found = await asyncio.gather(*group, return_exceptions=True)
+            outcomes += found
+            failed = next((each for each in found if isinstance(each, ServiceUnavailableError)), None)
+            if failed is not None:
+                return outcomes + [failed] * (len(commands) - len(outcomes))
+            for each in found:
+                if isinstance(each, BaseException) and not isinstance(each, MlapiError):
+                    raise each
+        return outcomes
 
 
 class _LoopQueue:

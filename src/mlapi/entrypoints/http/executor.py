@@ -12,6 +12,7 @@ from mlapi.application.users import Users
 from mlapi.domain.addresses import rate_limit_key
 from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, Result, UpdateUser, UserChange, UserCommand
 from mlapi.domain.credentials import ApiKey
+from mlapi.domain.errors import ServiceUnavailableError
 from mlapi.domain.links import AddLink, Link, RedeemLink, Redemption
 from mlapi.domain.ports import PasswordCipher, is_costly
 from mlapi.domain.users import User, UserId
@@ -124,6 +125,10 @@ class PoolExecutor:
     async def apply(self, command: RedeemLink) -> Redemption: ...
     async def apply(self, command: Command) -> Result:
         return await self._commands.apply(command)
+
+    async def apply_all(self, commands: Sequence[Command]) -> list[Outcome | ServiceUnavailableError]:
+        """Apply many commands durably. See `CommandBatcher.apply_all`."""
+        return await self._commands.apply_all(commands)
 
     def close(self) -> None:
         self._hashing.close()

@@ -24,6 +24,7 @@ from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.http.user_lists import list_users as find_users
 from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.wire import queries, requests, responses
+from mlapi.entrypoints.wire.bulk import BulkRequest
 from mlapi.entrypoints.wire.error_responses import (
     BEARER_CHALLENGE,
     http_error_response,
@@ -31,6 +32,8 @@ from mlapi.entrypoints.wire.error_responses import (
     proxy_error_response,
 )
 from mlapi.entrypoints.wire.errors import (
+    MAX_BODY_BYTES,
+    MAX_BULK_BODY_BYTES,
     ApiKeyNotAcceptedError,
     MissingCredentialError,
     OwnApiKeysDisabledError,
@@ -175,6 +178,16 @@ async def update_user(request: Request) -> Response:
     users = _users_as_manager(request)
     change = await _runtime(request).executor.apply(users.prepare_update(user_id=user_id, **body.get_changes()))
     return responses.user(change.after, users.now())
+
+
+@handler
+async def change_users(request: Request) -> Response:
+    validate_content_headers(request.scope["headers"], max_bytes=MAX_BULK_BODY_BYTES)
+    content = await _read_body(request, max_bytes=MAX_BULK_BODY_BYTES)
+    body = requests.decode(content, BulkRequest, max_bytes=MAX_BULK_BODY_BYTES)
+    change, users = body.get_change(), _users_as_manager(request)
+    commands = [change.prepare(users, UserId(user_id)) for user_id in body.user_ids]
+    return responses.users_changed(body.user_ids, await _runtime(request).executor.apply_all(commands))
 
 
 @handler
@@ -416,9 +429,9 @@ async def _decode_body(request: Request, body_type: type[T]) -> T:
     return requests.decode(await _read_body(request), body_type)
 
 
-async def _read_body(request: Request) -> bytes:
+async def _read_body(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
     with PausedDeadline():
-        return await requests.read_body(request.stream())
+        return await requests.read_body(request.stream(), max_bytes=max_bytes)
 
 
 async def _user_with_token(request: Request) -> User:

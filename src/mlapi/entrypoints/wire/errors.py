@@ -7,6 +7,8 @@ import attrs
 from mlapi.domain.errors import InvalidTokenError, MlapiError
 
 MAX_BODY_BYTES = 16 * 1024  # three fields of maximum length need less than half of this in UTF-8
+MAX_BULK_BODY_BYTES = 256 * 1024
+"""The ids of 10,000 users, each with up to 20 digits."""
 MAX_PATH_CHARS = 4096
 """Longer than the path of every operation, including tokens."""
 MAX_QUERY_BYTES = 4096
@@ -30,9 +32,12 @@ class UnreadableBodyError(RequestError):
         return f"The body is not {expected}: {self.reason}"
 
 
+@attrs.frozen
 class BodyTooLargeError(RequestError):
+    max_bytes: int = MAX_BODY_BYTES
+
     def __str__(self) -> str:
-        return f"The body is larger than {MAX_BODY_BYTES} bytes"
+        return f"The body is larger than {self.max_bytes} bytes"
 
 
 class UriTooLongError(RequestError):

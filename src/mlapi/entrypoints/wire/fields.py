@@ -1,10 +1,11 @@
 """The types of the fields of request bodies, with their descriptions for OpenAPI."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 
+from mlapi.application.bulk_changes import MAX_BULK_USERS, BulkAction
 from mlapi.domain.credentials import MAX_API_KEY_NAME_CHARS
 from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.expiry import Extension, parse_extension
@@ -123,6 +124,23 @@ MetadataFields = Annotated[
 ]
 
 
+UserIds = Annotated[
+    list[int],
+    _field("The ids of the users, each once.", [1, 2], minItems=1, maxItems=MAX_BULK_USERS, uniqueItems=True),
+]
+BULK_ACTIONS: tuple[str, ...] = get_args(BulkAction)
+BULK_ACTIONS_TEXT = f"{', '.join(BULK_ACTIONS[:-1])} or {BULK_ACTIONS[-1]}"
+BulkActionName = Annotated[str, _field("What to do with each user.", "disable", enum=list(BULK_ACTIONS))]
+ExtensionText = Annotated[
+    str,
+    _field(
+        "How far the action `extend` extends the access of each user: an extension as in `PATCH /users/{user_id}`.",
+        "+30d",
+        pattern=_EXTENSION,
+    ),
+]
+
+
 def decode_expiry(_field_type: type[Any], value: object) -> NewExpiry:
     """Decode the only type that msgspec does not know. It reports a `ValueError` as an invalid field."""
     return NewExpiry.parse(value)
@@ -135,6 +153,7 @@ def describe_expiry(_field_type: type[Any]) -> dict[str, object]:
 
 TYPE_NAMES: dict[object, str] = {
     str: "a string",
+    list[int]: "a list of numbers",
     str | None: "a string or null",
     dict[str, Any] | None: "an object or null",
     datetime | None: "a time such as 2030-01-31T12:00:00Z, or null",

@@ -63,18 +63,21 @@ def wsgi_headers(environ: Mapping[str, Any]) -> Headers:
     ]
 
 
-def validate_content_headers(headers: Headers, accepted: Sequence[bytes] = (JSON,)) -> bytes:
+def validate_content_headers(
+    headers: Headers, accepted: Sequence[bytes] = (JSON,), *, max_bytes: int = MAX_BODY_BYTES
+) -> bytes:
     """Check the headers that describe the body, before the body is read. Return the media type.
 
     Args:
         headers: of the request.
         accepted: the media types that the operation accepts.
+        max_bytes: the maximum length of the body.
 
     Raises:
         UnsupportedMediaTypeError: unless there is exactly one Content-Type header, with an accepted media type and no
             charset other than UTF-8 or ASCII. Other parameters are ignored.
         UnsupportedContentEncodingError: if the body is compressed.
-        BodyTooLargeError: if Content-Length exceeds `MAX_BODY_BYTES`.
+        BodyTooLargeError: if Content-Length exceeds ``max_bytes``.
     """
     media_types = []
     content_length = 0
@@ -84,12 +87,12 @@ def validate_content_headers(headers: Headers, accepted: Sequence[bytes] = (JSON
         elif name == b"content-encoding" and not _is_identity(value):
             raise UnsupportedContentEncodingError
         elif name == b"content-length" and value.isdigit():
-            length = MAX_BODY_BYTES + 1 if len(value) > _MAX_LENGTH_DIGITS else int(value)
+            length = max_bytes + 1 if len(value) > _MAX_LENGTH_DIGITS else int(value)
             content_length = max(content_length, length)
     if len(media_types) != 1 or media_types[0] not in accepted:
         raise UnsupportedMediaTypeError(b" or ".join(accepted).decode("ascii"))
-    if content_length > MAX_BODY_BYTES:
-        raise BodyTooLargeError
+    if content_length > max_bytes:
+        raise BodyTooLargeError(max_bytes)
     return media_types[0]
 
 

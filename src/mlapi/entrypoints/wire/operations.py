@@ -22,6 +22,7 @@ from mlapi.domain.errors import (
 )
 from mlapi.domain.plans import RequestLimitReachedError
 from mlapi.entrypoints.wire import examples, responses
+from mlapi.entrypoints.wire.bulk import BulkRequest
 from mlapi.entrypoints.wire.callers import (
     ADMINS,
     ANYONE,
@@ -207,6 +208,18 @@ OPERATIONS = (
         response=Message,
         errors=(TooManyAttemptsError,),
         may_be_disabled=True,
+    ),
+    Operation(
+        method="POST",
+        path="/users/batch",
+        name="change_users",
+        operation_id="changeUsers",
+        summary="Enable, disable, remove, extend or set the plan of up to 10,000 users, with an outcome for each",
+        tag=_USERS,
+        callers=ADMINS,
+        request=BulkRequest,
+        success=responses.users_changed([examples.USER.id], [examples.USER]),
+        response=responses.BulkResponse,
     ),
     Operation(
         method="GET",

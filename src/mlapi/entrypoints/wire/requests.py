@@ -182,32 +182,32 @@ class AddApiKeyRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
     expires_at: ApiKeyExpiry = None
 
 
-async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
+async def read_body(chunks: AsyncIterable[bytes], *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
     """Return the whole body.
 
     Raises:
-        BodyTooLargeError: as soon as more than `MAX_BODY_BYTES` bytes have arrived.
+        BodyTooLargeError: as soon as more than ``max_bytes`` bytes have arrived.
     """
     body = bytearray()
     async for chunk in chunks:
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise BodyTooLargeError
+        if len(body) > max_bytes:
+            raise BodyTooLargeError(max_bytes)
     return bytes(body)
 
 
-def decode(body: bytes, body_type: type[T]) -> T:
+def decode(body: bytes, body_type: type[T], *, max_bytes: int = MAX_BODY_BYTES) -> T:
     """Decode a request body.
 
     Duplicate keys, NaN and lone surrogates are rejected, because JSON parsers interpret them differently.
 
     Raises:
-        BodyTooLargeError: if the body is longer than `MAX_BODY_BYTES`.
+        BodyTooLargeError: if the body is longer than ``max_bytes``.
         UnreadableBodyError: if the body is not strict JSON.
         InvalidFieldsError: if a field is missing, of the wrong type, or unknown (unless the type ignores unknown
             fields). The error lists all of them.
     """
-    return _convert(_parse(body), body_type)
+    return _convert(_parse(body, max_bytes), body_type)
 
 
 def decode_registration(body: bytes, *, is_admin: Callable[[], bool]) -> RegisterRequest:
@@ -226,9 +226,9 @@ def decode_registration(body: bytes, *, is_admin: Callable[[], bool]) -> Registe
     return _convert(value, ManagedRegisterRequest if has_managed_fields and is_admin() else RegisterRequest)
 
 
-def _parse(body: bytes) -> object:
-    if len(body) > MAX_BODY_BYTES:
-        raise BodyTooLargeError
+def _parse(body: bytes, max_bytes: int = MAX_BODY_BYTES) -> object:
+    if len(body) > max_bytes:
+        raise BodyTooLargeError(max_bytes)
     try:
         text = body.decode("utf-8")
         if text.startswith("\ufeff"):

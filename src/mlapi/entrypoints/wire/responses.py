@@ -10,9 +10,10 @@ import attrs
 import msgspec
 
 from mlapi.application.admissions import Admission
-from mlapi.domain.audit import Action, AuditEntry, Result
+from mlapi.domain.audit import Action, AuditEntry, Result, get_result
+from mlapi.domain.commands import Outcome
 from mlapi.domain.credentials import ApiKey, IssuedToken
-from mlapi.domain.errors import FieldError
+from mlapi.domain.errors import FieldError, ServiceUnavailableError
 from mlapi.domain.links import Link
 from mlapi.domain.usage import UsagePosition, UsageRow
 from mlapi.domain.users import User, UserState, utc_now
@@ -178,6 +179,20 @@ class UsersPage(ResponseBody, frozen=True):
 
     users: list[UserResponse]
     next: Next
+
+
+class BulkOutcome(ResponseBody, frozen=True):
+    """What happened to one user: `done`, why the change was rejected, or `unavailable` if it may not have been made."""
+
+    user_id: UserNumber
+    outcome: Result | Literal["unavailable"]
+
+
+class BulkResponse(Message, frozen=True):
+    """The outcome for each user, in the order of the request."""
+
+    changed: Count
+    outcomes: list[BulkOutcome]
 
 
 class ApiKeyResponse(ResponseBody, frozen=True):
@@ -412,6 +427,16 @@ def users_page(page: Sequence[User], at: datetime, *, next_page: int | None) -> 
     """Return a page of users. ``next_page`` is the ``after`` of the next page, or None."""
     body = UsersPage([UserResponse.from_user(user, at) for user in page], next_page)
     return json_response(HTTPStatus.OK, body, _NO_STORE)
+
+
+def users_changed(user_ids: Sequence[int], outcomes: Sequence[Outcome | ServiceUnavailableError]) -> Response:
+    found = [
+        BulkOutcome(user_id, "unavailable" if isinstance(outcome, ServiceUnavailableError) else get_result(outcome))
+        for user_id, outcome in zip(user_ids, outcomes, strict=True)
+    ]
+    changed = sum(each.outcome == "done" for each in found)
+    message = f"Changed {changed} of {len(found)} users"
+    return json_response(HTTPStatus.OK, BulkResponse(message, changed, found))
 
 
 def audit_page(page: Sequence[AuditEntry], *, more: bool) -> Response:

@@ -23,14 +23,16 @@ from mlapi.domain.users import UserId, UsernameKey
 class Segment:
     """Commands by their position in the batch. Apply them by kind: updates, registrations, API keys, removals.
 
-    Each `UpdateUser` is a segment of its own, because it may free a username or take one. So is each `AddApiKey` with a
-    limit, which depends on the user's other API keys, and each command for a link, which depends on the user.
+    Each `UpdateUser` with a new name is a segment of its own, because it may free a username or take one. So is each
+    `AddApiKey` with a limit, which depends on the user's other API keys, and each command for a link, which depends on
+    the user. Other `UpdateUser` commands share a segment with each other only.
 
     The result is the same as applying them in order, because each user, name and API key occurs at most once, and no
     registration or API key command comes after a removal, which may free a name and deletes the user's API keys.
     """
 
     single: tuple[int, UpdateUser | AddApiKey | LinkCommand] | None = None
+    changes: dict[int, UpdateUser] = attrs.field(factory=dict)
     updates: dict[int, UserUpdate] = attrs.field(factory=dict)
     registrations: dict[int, Register] = attrs.field(factory=dict)
     api_keys: dict[int, ApiKeyCommand] = attrs.field(factory=dict)
@@ -39,6 +41,8 @@ class Segment:
 
     def try_add(self, position: int, command: Command) -> bool:
         """Add a command and return True, or return False if it must go into the next segment."""
+        if isinstance(command, UpdateUser) and command.username_key is None:
+            return self._try_add_change(position, command)
         if isinstance(command, UpdateUser | LinkCommand) or (
             isinstance(command, AddApiKey) and command.limit is not None
         ):
@@ -48,7 +52,7 @@ class Segment:
             return True
         target = _target(command)
         is_after_removal = bool(self.removals) and isinstance(command, Register | ApiKeyCommand)
-        if self.single is not None or is_after_removal or target in self._targets:
+        if self.single is not None or self.changes or is_after_removal or target in self._targets:
             return False
         self._targets.add(target)
         if isinstance(command, UserUpdate):
@@ -59,6 +63,14 @@ class Segment:
             self.removals[position] = command
         else:
             self.api_keys[position] = command
+        return True
+
+    def _try_add_change(self, position: int, command: UpdateUser) -> bool:
+        is_other = self.single is not None or len(self._targets) > len(self.changes)
+        if is_other or command.user_id in self._targets:
+            return False
+        self._targets.add(command.user_id)
+        self.changes[position] = command
         return True
 
 

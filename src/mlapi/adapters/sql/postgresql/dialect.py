@@ -28,7 +28,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
-from mlapi.adapters.sql.postgresql import engine, errors, execution, namespaces, privileges, tools
+from mlapi.adapters.sql.postgresql import drawing, engine, errors, execution, namespaces, privileges, tools
 from mlapi.adapters.sql.probes import write_probes
 from mlapi.adapters.sql.tables import users
 from mlapi.domain.allowances import Draw, Drawn
@@ -202,10 +202,10 @@ class PostgresqlDialect:
     def draw(
         self, connection: "BoundedConnection", requests: Sequence[Draw], *, adds_rows: bool
     ) -> list[Drawn | None] | None:
-        return execution.draw(connection, requests, adds_rows=adds_rows)
+        return drawing.draw(connection, requests, adds_rows=adds_rows)
 
     def read_draws(self, connection: "BoundedConnection", requests: Sequence[Draw]) -> list[Drawn | None]:
-        return execution.read_draws(connection, requests)
+        return drawing.read_draws(connection, requests)
 
     def check_writable(self, connection: "BoundedConnection") -> None:
         if connection.fetch_last(_WRITE_PROBE) != (True,):

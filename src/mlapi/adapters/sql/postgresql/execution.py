@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from mlapi.adapters.sql import draws, principals, rows, statements
-from mlapi.adapters.sql.draws import AllowanceKey, FoundUses
+from mlapi.adapters.sql import principals, rows, statements
 from mlapi.adapters.sql.postgresql import statements as sql
 from mlapi.adapters.sql.postgresql.batches import Segment, split_batch
+from mlapi.adapters.sql.postgresql.json_rows import execute as _execute
+from mlapi.adapters.sql.postgresql.json_rows import fetch as _fetch
 from mlapi.adapters.sql.row_readers import Row, principal_reader
 from mlapi.adapters.sql.tables import users
-from mlapi.domain.allowances import AllowanceUse, Draw, Drawn
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import (
@@ -25,6 +23,7 @@ from mlapi.domain.commands import (
     Register,
     Remove,
     UpdateUser,
+    UserChange,
     UserUpdate,
 )
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
@@ -43,7 +42,6 @@ from mlapi.domain.usage import UsageRow, sum_activity
 from mlapi.domain.users import User, UserId, UsernameKey
 
 if TYPE_CHECKING:
-    import psycopg
 
     from mlapi.adapters.sql.postgresql.session import BoundedConnection
 
@@ -137,40 +135,6 @@ def add_usage(connection: "BoundedConnection", added: Sequence[UsageRow]) -> Non
         _execute(connection, sql.ADD_ACTIVITY, sum_activity(storable))
 
 
-def draw(connection: "BoundedConnection", requests: Sequence[Draw], *, adds_rows: bool) -> list[Drawn | None] | None:
-    """Apply draws of allowances in order in the current transaction. See `Dialect.draw`."""
-    keys = draws.keys_of(requests)
-    if adds_rows:
-        _execute(connection, sql.ADD_ALLOWANCES, _key_rows(keys))
-    found = _fetch_uses(connection, sql.LOCK_ALLOWANCES, keys)
-    if len(found) < len(keys) and not adds_rows:
-        return None
-    results, changed = draws.apply_draws(requests, found)
-    if changed:
-        new_rows = [
-            {"user_id": user_id, "allowance": allowance, "starts_at": use.starts_at, "used": use.used}
-            for (user_id, allowance), use in changed.items()
-        ]
-        _execute(connection, sql.SET_ALLOWANCES, new_rows)
-    return results
-
-
-def read_draws(connection: "BoundedConnection", requests: Sequence[Draw]) -> list[Drawn | None]:
-    """Return the result of each draw as if its ``wanted`` were 0, without waiting for writers."""
-    return draws.read_draws(requests, _fetch_uses(connection, sql.ALLOWANCES, draws.keys_of(requests)))
-
-
-def _fetch_uses(connection: "BoundedConnection", statement: bytes, keys: Sequence[AllowanceKey]) -> FoundUses:
-    return {
-        (user_id, allowance): (None if starts_at is None else AllowanceUse(starts_at, used), timestamp)
-        for user_id, allowance, starts_at, used, timestamp in _fetch(connection, statement, _key_rows(keys))
-    }
-
-
-def _key_rows(keys: Sequence[AllowanceKey]) -> list[dict[str, object]]:
-    return [{"user_id": user_id, "allowance": allowance} for user_id, allowance in keys]
-
-
 _user_row = rows.dict_writer(Register, users)
 
 
@@ -194,6 +158,9 @@ def _apply_segment(connection: "BoundedConnection", segment: Segment, outcomes: 
     if segment.single is not None:
         position, command = segment.single
         outcomes[position] = _apply_single(connection, command)
+        return
+    if segment.changes:
+        _change_all(connection, segment.changes, outcomes)
         return
     _update(connection, segment.updates, outcomes)
     _register(connection, segment.registrations, outcomes)
@@ -233,6 +200,25 @@ def _update(connection: "BoundedConnection", updates: Mapping[int, UserUpdate], 
         outcomes[position] = (
             UserNotFoundError(command.user_id) if user is None else statements.update_outcome(command, user)
         )
+
+
+def _change_all(connection: "BoundedConnection", changes: Mapping[int, UpdateUser], outcomes: Outcomes) -> None:
+    """Apply commands for different users that change no name."""
+    ids = [command.user_id for command in changes.values() if principals.is_storable_user_id(command.user_id)]
+    found = map(rows.read_user, connection.execute(sql.LOCKED_USERS, {"ids": ids}, binary=True).fetchall())
+    locked = {user.id: user for user in found}
+    new_rows, moved = [], []
+    for position, command in changes.items():
+        user = locked.get(command.user_id)
+        outcome = UserNotFoundError(command.user_id) if user is None else command.apply_to(user)
+        outcomes[position] = outcome
+        if isinstance(outcome, UserChange):
+            new_rows.append(statements.change_row(command, outcome.after))
+            if outcome.before.email != outcome.after.email:
+                moved.append(outcome.after.id)
+    _fetch(connection, sql.CHANGE_USER, new_rows)
+    if moved:
+        _remove_links(connection, moved)
 
 
 def _change(connection: "BoundedConnection", command: UpdateUser) -> Outcome:
@@ -279,9 +265,6 @@ def _remove_links(connection: "BoundedConnection", user_ids: Sequence[UserId]) -
 
 def _change_row(connection: "BoundedConnection", new_row: dict[str, Any]) -> UserId | None:
     """Change the row of a user and return None, or return the id of another user who has the new name."""
-    if new_row["username_key"] is None:
-        _fetch(connection, sql.CHANGE_USER, [new_row])
-        return None
     attempts = 0
     while True:  # the user with the name may be removed before the lookup
         attempts += 1
@@ -385,12 +368,3 @@ def _fetch_users(
     connection: "BoundedConnection", statement: bytes, parameters: Sequence[Mapping[str, object]]
 ) -> dict[UserId, User]:
     return {user.id: user for user in map(rows.read_user, _fetch(connection, statement, parameters))}
-
-
-def _fetch(connection: "BoundedConnection", statement: bytes, parameters: Sequence[object]) -> list[Row]:
-    return _execute(connection, statement, parameters).fetchall() if parameters else []
-
-
-def _execute(connection: "BoundedConnection", statement: bytes, parameters: Sequence[object]) -> "psycopg.Cursor[Any]":
-    """Execute a statement for several rows: mappings, or entities with a field for each column."""
-    return connection.execute(statement, {"rows": msgspec.json.encode(parameters).decode()}, binary=True)
