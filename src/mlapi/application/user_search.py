@@ -29,6 +29,62 @@ _INDEXED = 2**51
 _REST = 2**52
 
 
+@attrs.frozen(kw_only=True)
+class SortedPage:
+    """A page of a sorted list.
+
+    Attributes:
+        users: the users with their activity, in the order of the list.
+        next: the position after which the next page begins, or None if this is the last page.
+        previous: the position before which the previous page ends, or None if this is the first page.
+    """
+
+    users: Sequence[ListedUser]
+    next: ListPosition | None = None
+    previous: ListPosition | None = None
+
+
+def read_sorted_page(
+    users: Users,
+    order: UserOrder,
+    *,
+    descending: bool = False,
+    after: ListPosition | None = None,
+    before: ListPosition | None = None,
+    limit: int,
+    matching: UserFilter = EVERY_USER,
+) -> SortedPage:
+    """Return a page of a sorted list. If no users are left before a position, return the first page.
+
+    See `UserRepository.list_sorted` for the arguments.
+
+    Raises:
+        RepositoryUnavailableError: if the database is unavailable.
+    """
+    matching = users.with_time(matching)
+    found = users.repository.list_sorted(
+        order,
+        descending=descending,
+        after=after,
+        before=before,
+        limit=limit + 1,  # fetch one more user to find out whether there is another page
+        matching=matching,
+    )
+    has_more = len(found) > limit
+    if before is not None:
+        if len(found) < limit:  # users were removed, or their values changed: start again, so that the page is full
+            return read_sorted_page(users, order, descending=descending, limit=limit, matching=matching)
+        page, has_next, has_previous = found[-limit:], True, has_more
+    else:
+        page, has_next, has_previous = found[:limit], has_more, after is not None
+    positions = [ListPosition.of(order, listed) for listed in page]
+    return SortedPage(
+        users=page,
+        next=positions[-1] if has_next and positions else None,
+        previous=positions[0] if has_previous and positions else None,
+    )
+
+
 @attrs.frozen
 class FoundUsers:
     """A page of users.

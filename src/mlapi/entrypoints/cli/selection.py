@@ -11,6 +11,7 @@ import attrs
 import click
 
 from mlapi.application.users import Users
+from mlapi.config.plans import NO_PLAN
 from mlapi.domain.commands import UpdateUser, UserChange, UserCommand
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
 from mlapi.domain.rules import UserFilter
@@ -40,6 +41,8 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
         state: UserState | None,
         expires_before: datetime | None,
         metadata: str | None,
+        plan: str | None,
+        email: str | None,
         **others: object,
     ) -> None:
         if state is not None and enabled not in {None, state not in {"disabled", "pending"}}:
@@ -50,10 +53,16 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
             state=state,
             expires_before=expires_before,
             metadata=None if metadata is None else _parse_pair(metadata),
+            plans=None if plan is None else frozenset({None if plan == NO_PLAN else plan}),
+            email=email,
         )
         command(*arguments, matching=matching, **others)
 
     for option in (
+        click.option("--email", metavar="ADDRESS", help="Only users with exactly this e-mail address."),
+        click.option(
+            "--plan", metavar="NAME", help="Only users with this plan; none: those without a plan of their own."
+        ),
         click.option("--metadata", metavar="KEY=VALUE", help="Only users whose metadata has this value for KEY."),
         click.option(
             "--expires-before",

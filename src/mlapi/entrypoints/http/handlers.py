@@ -21,6 +21,7 @@ from mlapi.entrypoints.http.managers import find_manager_with_token
 from mlapi.entrypoints.http.middleware import MANAGER, delayed_error_response
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.runtime import Runtime
+from mlapi.entrypoints.http.user_lists import list_sorted
 from mlapi.entrypoints.http.user_lists import list_users as find_users
 from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.wire import queries, requests, responses
@@ -155,6 +156,9 @@ async def verify(request: Request) -> Response:
 async def list_users(request: Request) -> Response:
     query = queries.parse_users_query(request.scope["query_string"])
     runtime = _runtime(request)
+    if query.order is not None:
+        page = await list_sorted(runtime, request.receive, query, query.order)
+        return responses.sorted_users_page(query.order, page, runtime.users.now())
     found = await find_users(runtime, request.receive, query)
     return responses.users_page(found.users, runtime.users.now(), next_page=found.next)
 

@@ -13,10 +13,19 @@ import msgspec
 from mlapi.domain.actors import MAX_ACTOR_CHARS
 from mlapi.domain.audit import EVERY_ENTRY, Action, AuditFilter, AuditId
 from mlapi.domain.errors import FieldError, InvalidFieldsError
-from mlapi.domain.rules import EVERY_USER, MAX_USERNAME_CHARS, UserFilter, find_text_error, has_invisible
+from mlapi.domain.lists import ListPosition
+from mlapi.domain.rules import (
+    EVERY_USER,
+    MAX_EMAIL_CHARS,
+    MAX_USERNAME_CHARS,
+    UserFilter,
+    find_text_error,
+    has_invisible,
+)
 from mlapi.domain.usage import DayRange, UsagePosition
-from mlapi.domain.users import UserId, UserState, to_utc
+from mlapi.domain.users import UserId, UserOrder, UserState, to_utc
 from mlapi.entrypoints.wire.errors import MAX_QUERY_BYTES
+from mlapi.entrypoints.wire.list_positions import decode_position
 from mlapi.entrypoints.wire.requests import parse_permission, parse_user_id
 
 _BEFORE_FIRST_USER = UserId(0)
@@ -32,11 +41,25 @@ METADATA_PREFIX = "metadata."
 
 @attrs.frozen(kw_only=True)
 class UsersQuery:
-    """The parsed query string of ``GET /users``."""
+    """The parsed query string of ``GET /users``.
+
+    Attributes:
+        matching: selects the users.
+        limit: the maximum number of users on the page.
+        after: the ``next`` of the previous page; 0 for the first page. Only without ``order``.
+        order: the order of the list. None if the query has none.
+        descending: whether to reverse the order.
+        after_position: where the previous page ends. Only with ``order``.
+        before_position: where the next page begins. Only with ``order``.
+    """
 
     matching: UserFilter = EVERY_USER
     limit: int = DEFAULT_PAGE_SIZE
     after: UserId = _BEFORE_FIRST_USER
+    order: UserOrder | None = None
+    descending: bool = False
+    after_position: ListPosition | None = None
+    before_position: ListPosition | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -75,6 +98,7 @@ def parse_users_query(query: bytes) -> UsersQuery:
         USERS_PARAMETERS,
         [*_find_contradictions(dict(pairs)), ("metadata", _find_metadata_error(metadata))],
     )
+    order, positions = _parse_order(values.get("order", "")), _parse_positions(values)
     return UsersQuery(
         matching=UserFilter(
             enabled=parse_permission(values["enabled"]) if "enabled" in values else None,
@@ -82,10 +106,45 @@ def parse_users_query(query: bytes) -> UsersQuery:
             state=cast("UserState | None", values.get("state")),
             expires_before=_parse_time(values["expires_before"]) if "expires_before" in values else None,
             metadata=next(((name.removeprefix(METADATA_PREFIX), value) for name, value in metadata), None),
+            plans=frozenset({None if values["plan"] == NO_PLAN else values["plan"]}) if "plan" in values else None,
+            email=values.get("email"),
         ),
         limit=int(values.get("limit", DEFAULT_PAGE_SIZE)),
-        after=parse_user_id(values.get("after", "0")),
+        after=parse_user_id("0" if order else values.get("after", "0")),
+        order=order,
+        descending=values.get("order", "").startswith("-"),
+        after_position=positions.get("after"),
+        before_position=positions.get("before"),
     )
+
+
+def _parse_order(text: str) -> UserOrder | None:
+    return cast("UserOrder", text.removeprefix("-")) if text else None
+
+
+def _parse_positions(values: Mapping[str, str]) -> dict[str, ListPosition]:
+    """Return the positions in a query, which contains at most one.
+
+    Raises:
+        InvalidFieldsError: if one is invalid, or belongs to a list with another order.
+    """
+    found, errors = dict[str, ListPosition](), list[tuple[str, str | None]]()
+    order = _parse_order(values.get("order", ""))
+    for name in ("after", "before") if order else ():
+        if name in values:
+            try:
+                found[name] = decode_position(cast("UserOrder", order), values[name])
+            except ValueError:
+                errors.append((name, "must be the next or previous of a page with the same order"))
+    if order is None:
+        errors += [
+            ("after", _find_id_error(values.get("after", "0"))),
+            ("before", "needs order" if "before" in values else None),
+        ]
+    elif {"after", "before"} <= values.keys():
+        errors.append(("before", "must not be combined with after"))
+    InvalidFieldsError.raise_for(errors)
+    return found
 
 
 def parse_audit_query(query: bytes) -> AuditQuery:
@@ -238,10 +297,14 @@ def _find_page_size_error(text: str) -> str | None:
 
 
 def _find_search_error(text: str) -> str | None:
-    if 0 < len(text) < MIN_SEARCH_CHARS:
+    if 0 < len(text) < MIN_SEARCH_CHARS and not text.isdigit():
         return f"must be at least {MIN_SEARCH_CHARS} characters"
     if len(text) > MAX_USERNAME_CHARS:
         return f"must be at most {MAX_USERNAME_CHARS} characters"
+    return _find_search_text_error(text)
+
+
+def _find_search_text_error(text: str) -> str | None:
     return "must not contain control or invisible characters" if has_invisible(text) else None
 
 
@@ -271,6 +334,11 @@ def _find_position_error(text: str) -> str | None:
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DATE_ERROR = "must be a date such as 2030-01-31"
 ACTIONS: tuple[str, ...] = get_args(Action)
+LIST_ORDERS: tuple[UserOrder, ...] = ("id", "name", "created", "expires", "seen", "usage")
+"""The orders that an index supports."""
+_ORDERS_TEXT = f"{', '.join(LIST_ORDERS[:-1])} or {LIST_ORDERS[-1]}, with - in front for the reverse order"
+NO_PLAN = "none"
+"""The value of ``plan`` for users without a plan of their own. No plan can have this name."""
 STATES: tuple[str, ...] = get_args(UserState)
 USERS_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "enabled": lambda text: None if text in {"0", "1"} else "must be 0 or 1",
@@ -278,8 +346,12 @@ USERS_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "expires_before": _find_time_error,
     "metadata": lambda _text: "must name a key, as in metadata.customer",  # see METADATA_PREFIX
     "q": _find_search_error,
+    "plan": lambda text: find_text_error(text, MAX_USERNAME_CHARS) or _find_search_text_error(text),
+    "email": lambda text: find_text_error(text, MAX_EMAIL_CHARS) or _find_search_text_error(text),
+    "order": lambda text: None if text.removeprefix("-") in LIST_ORDERS else f"must be {_ORDERS_TEXT}",
     "limit": _find_page_size_error,
-    "after": _find_id_error,
+    "after": lambda _text: None,  # see _parse_positions
+    "before": lambda _text: None,
 }
 VERIFY_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "cost": lambda text: None if text in {"0", "1"} else "must be 0 or 1",

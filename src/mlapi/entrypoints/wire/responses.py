@@ -8,15 +8,18 @@ from urllib.parse import quote
 
 import attrs
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from mlapi.application.admissions import Admission
+from mlapi.application.user_search import SortedPage
 from mlapi.domain.audit import Action, AuditEntry, Result, get_result
 from mlapi.domain.commands import Outcome
 from mlapi.domain.credentials import ApiKey, IssuedToken
 from mlapi.domain.errors import FieldError, ServiceUnavailableError
 from mlapi.domain.links import Link
 from mlapi.domain.usage import UsagePosition, UsageRow
-from mlapi.domain.users import User, UserState, utc_now
+from mlapi.domain.users import User, UserOrder, UserState, utc_now
+from mlapi.entrypoints.wire.list_positions import encode_position
 from mlapi.entrypoints.wire.rate_limits import rate_limit_headers
 
 _NO_STORE = (("Cache-Control", "no-store"),)  # for responses with credentials or personal data: RFC 6749, 5.1
@@ -174,11 +177,25 @@ class ShownUserResponse(UserResponse, frozen=True):
         return cls(**msgspec.structs.asdict(UserResponse.from_user(user, at)), last_seen=last_seen)
 
 
-class UsersPage(ResponseBody, frozen=True):
-    """A page of users, sorted by id."""
+class ListedUserResponse(UserResponse, frozen=True):
+    """A user in a list. `last_seen` and `requests_this_month` are only in lists with an `order`."""
 
-    users: list[UserResponse]
-    next: Next
+    last_seen: LastSeen | UnsetType = UNSET
+    requests_this_month: Count | UnsetType = UNSET
+
+
+class UsersPage(ResponseBody, frozen=True):
+    """A page of users. `next` is a number, or with an `order` a text. `previous` is only in lists with an `order`."""
+
+    users: list[ListedUserResponse]
+    next: Annotated[
+        int | str | None,
+        msgspec.Meta(description="The value of `after` for the next page. Null if this is the last page."),
+    ]
+    previous: Annotated[
+        str | UnsetType | None,
+        msgspec.Meta(description="The value of `before` for the previous page. Null if this is the first page."),
+    ] = UNSET
 
 
 class BulkOutcome(ResponseBody, frozen=True):
@@ -425,7 +442,25 @@ def own_user(found: User, at: datetime) -> Response:
 
 def users_page(page: Sequence[User], at: datetime, *, next_page: int | None) -> Response:
     """Return a page of users. ``next_page`` is the ``after`` of the next page, or None."""
-    body = UsersPage([UserResponse.from_user(user, at) for user in page], next_page)
+    body = UsersPage([ListedUserResponse.from_user(user, at) for user in page], next_page)
+    return json_response(HTTPStatus.OK, body, _NO_STORE)
+
+
+def sorted_users_page(order: UserOrder, page: SortedPage, at: datetime) -> Response:
+    """Return a page of a sorted list."""
+    users = [
+        msgspec.structs.replace(
+            ListedUserResponse.from_user(listed.user, at),
+            last_seen=listed.seen_datetime,
+            requests_this_month=listed.requests,
+        )
+        for listed in page.users
+    ]
+    body = UsersPage(
+        users,
+        None if page.next is None else encode_position(order, page.next),
+        None if page.previous is None else encode_position(order, page.previous),
+    )
     return json_response(HTTPStatus.OK, body, _NO_STORE)
 
 

@@ -32,7 +32,7 @@ _TABLE_PRIVILEGES = (
     "permission denied: as the owner of the tables, run `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"
     " <schema> TO <user>` and `GRANT USAGE ON ALL SEQUENCES IN SCHEMA <schema> TO <user>` for the user in database.url."
     " A guard only needs `GRANT SELECT ON users, mlapi_api_keys, mlapi_alembic_version TO <user>`, and for usage also"
-    " `GRANT SELECT, INSERT, UPDATE ON mlapi_usage TO <user>` (SQLSTATE 42501)"
+    " `GRANT SELECT, INSERT, UPDATE ON mlapi_usage, mlapi_activity TO <user>` (SQLSTATE 42501)"
 )
 
 _BY_STATE = {

@@ -42,7 +42,6 @@ from mlapi.domain.usage import UsageRow, sum_activity
 from mlapi.domain.users import User, UserId, UsernameKey
 
 if TYPE_CHECKING:
-
     from mlapi.adapters.sql.postgresql.session import BoundedConnection
 
 _MAX_REGISTER_ATTEMPTS = 5
