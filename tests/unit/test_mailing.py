@@ -1,15 +1,23 @@
 """Mail that clients ask for is limited, and names that exist cannot be told from others."""
 
+import statistics
+import time
+from pathlib import Path
+
 import pytest
 
-from mlapi import TooManyAttemptsError, UserId
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryOutbox
+from mlapi import TooManyAttemptsError, UserId, Users
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryOutbox, PlainCipher
+from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.application.mailing import MAX_CHANGES_PER_USER, MAX_MAILS_PER_NAME, MAX_REQUESTS_PER_ADDRESS, Mailing
 from mlapi.application.preparation import Preparation
 from mlapi.application.prepared_outbox import PreparedOutbox
 from mlapi.domain.outbox import Outbox
 from mlapi.testing import SettableClock
 from mlapi.testing.outbox import OutboxContract
+
+SAMPLES = 150
+KINDS = [("known", ""), ("other", ""), ("known", "@example.com"), ("other", "@example.com")]
 
 
 class TestPreparedOutbox(OutboxContract):
@@ -28,7 +36,7 @@ def mailing(outbox: InMemoryOutbox) -> Mailing:
     return Mailing(outbox, InMemoryAttempts(), clock=SettableClock())
 
 
-def recipients(outbox: InMemoryOutbox) -> list[str | None]:
+def recipients(outbox: Outbox) -> list[str | None]:
     return [mail.recipient for mail in outbox.list_page(limit=999)][::-1]
 
 
@@ -68,3 +76,24 @@ def test_changes_of_address_are_limited_per_user(mailing: Mailing, outbox: InMem
     mailing.verify_new_email(UserId(2), "new@example.com")
 
     assert recipients(outbox) == [*(f"new{number}@example.com" for number in range(5)), "new@example.com"]
+
+
+def test_known_names_take_as_long_as_unknown_ones(tmp_path: Path) -> None:
+    storage = SqlStorage.from_url(f"sqlite:///{tmp_path}/mlapi.db")
+    storage.prepare(may_upgrade=True)
+    users = Users(storage.users, PlainCipher())
+    for number in range(SAMPLES):
+        users.register(username=f"known{number}", password="x", email=f"known{number}@example.com")
+    mailing = Mailing(storage.outbox, storage.attempts, clock=users.now)
+    names = [f"{kind}{number}{suffix}" for number in range(SAMPLES) for kind, suffix in KINDS]
+    seconds: dict[str, list[float]] = {}
+    for position, name in enumerate(names):
+        began = time.perf_counter()
+        mailing.request_password(name, f"2001:db8:{position:x}::1")
+        seconds.setdefault(name[:5], []).append(time.perf_counter() - began)
+
+    known, unknown = (statistics.quantiles(seconds[kind])[0] for kind in ("known", "other"))
+
+    assert len(recipients(storage.outbox)) == len(names)
+    assert 0.67 < known / unknown < 1.5
+    storage.close()
