@@ -135,12 +135,12 @@ def _conditions(matching: AuditFilter) -> Iterator[ColumnElement[bool]]:
 def _page(
     conditions: Sequence[ColumnElement[bool]], matching: AuditFilter, limit: int, *, ascending: bool
 ) -> Select[Any]:
-    """Return a query for the page. To use an index, a folded list is the union of the lists of all actions."""
+    """Return a query for the page. To use an index, the list is the union of the lists of all actions if necessary."""
     order = audit.c.id.asc() if ascending else audit.c.id.desc()
     query = select(*AUDIT_COLUMNS).where(*conditions)
     if matching.actor is not None and matching.is_folded and matching.actor not in _FREQUENT_ACTORS:
         query = query.where(text(RARE_ACTORS_UNFOLDED))
-    elif matching.is_folded and matching.action is None and matching.user_id is None:
+    elif (matching.is_folded or matching.bulk_id) and matching.action is None and matching.user_id is None:
         pages = (query.where(audit.c.action == action).order_by(order).limit(limit) for action in get_args(Action))
         union = union_all(*(select(page.subquery()) for page in pages)).subquery()
         return select(union).order_by(union.c.id.asc() if ascending else union.c.id.desc()).limit(limit)
