@@ -141,6 +141,10 @@ PATHS = (
     "/console/users/{id}/remove",
     "/console/users/{id}/keys",
     "/console/users/{id}/keys/{key}/remove",
+    "/console/users/{id}/profile",
+    "/console/users/{id}/metadata",
+    "/console/users/{id}/expiry",
+    "/console/users/{id}/link",
     "/console/static/{text}/{text}",
     "/{text}",
 )
@@ -153,7 +157,22 @@ METHOD_BY_WORD = {
     "keys": "POST",
     "password": "PUT",
 }
-PARAMETERS = ("enabled", "q", "limit", "after", "user_id", "x", "", "__proto__")
+PARAMETERS = (
+    "enabled",
+    "q",
+    "limit",
+    "after",
+    "newer_than",
+    "action",
+    "actor",
+    "since",
+    "until",
+    "bulk_id",
+    "user_id",
+    "x",
+    "",
+    "__proto__",
+)
 INVALID_JSON = ("NaN", "Infinity", "-Infinity", "nul", "'a'", '"\\x41"', '"\\ud800"', '"\t"', "")
 PUBLIC_FIELDS = ("username", "email", "name", "expires_at")
 FIELDS = ("username", "password", "email", "current", "new", "name", "expires_at")

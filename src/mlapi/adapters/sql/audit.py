@@ -83,11 +83,11 @@ class SqlAuditTrail:
         return entries if newer_than is None else entries[::-1]
 
     def count_bulk(self, bulk_ids: Sequence[str], *, limit: int) -> list[int]:
-        def count(connection: Connection) -> list[int]:
-            found = (select(audit.c.id).where(audit.c.bulk_id == bulk_id).limit(limit) for bulk_id in bulk_ids)
-            return [connection.scalar(select(func.count()).select_from(entries.subquery())) or 0 for entries in found]
-
-        return self._database.browse(count) if bulk_ids else []
+        if not bulk_ids:
+            return []
+        found = (select(audit.c.id).where(audit.c.bulk_id == bulk_id).limit(limit).subquery() for bulk_id in bulk_ids)
+        counts = select(*(select(func.count()).select_from(entries).scalar_subquery() for entries in found))
+        return list(self._database.browse(lambda connection: connection.execute(counts).one()))
 
     def find_removals(self, user_ids: Sequence[UserId]) -> list[AuditEntry]:
         storable = [user_id for user_id in user_ids if is_storable_user_id(user_id)]
