@@ -30,6 +30,7 @@ PRODUCTION = {
     "MLAPI_PROFILE": "production",
     "MLAPI_SECRETS__ADMIN_TOKEN": "c4n4ry-admin-token",
     "MLAPI_HTTP__TRUSTED_PROXIES": "10.0.0.1",
+    "MLAPI_REGISTRATION__APPROVAL": "true",
 }
 
 
@@ -120,6 +121,7 @@ def test_misconfiguration_is_reported_as_a_problem(
         ({"MLAPI_HTTP__TRUSTED_PROXIES": ""}, "proxies"),
         ({"MLAPI_PASSWORDS__SCHEME": "fernet"}, "passwords"),
         ({"MLAPI_METRICS__OPEN": "true"}, "metrics"),
+        ({"MLAPI_REGISTRATION__APPROVAL": "false"}, "registration"),
     ],
 )
 def test_risky_setting_is_reported_as_a_warning(
@@ -131,6 +133,14 @@ def test_risky_setting_is_reported_as_a_warning(
 
     assert doctor().exit_code == 0
     assert [name for name, _ in find_checks("warning")] == [about]
+
+
+def test_closed_registration_needs_no_approval(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up(monkeypatch, **PRODUCTION)
+    monkeypatch.setenv("MLAPI_REGISTRATION__APPROVAL", "false")
+    monkeypatch.setenv("MLAPI_REGISTRATION__OPEN", "false")
+
+    assert find_checks("warning") == []
 
 
 def test_misspelled_variable_is_reported_as_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
