@@ -20,11 +20,12 @@ from mlapi import (
     UserId,
     Users,
 )
-from mlapi.adapters.memory import InMemoryAuditTrail
+from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryLinks
 from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import Register, Rejection, UpdateUser, UserChange
 from mlapi.domain.credentials import Principal, PrincipalId, TokenClaims
 from mlapi.domain.expiry import Extension
+from mlapi.domain.links import RedeemLink
 from mlapi.domain.lists import ListedUser, ListPosition
 from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.users import EncryptedPassword, UsernameKey, UserOrder
@@ -185,6 +186,30 @@ class FindingPartsOfMetadata(InMemoryUserRepository):
             return super().list_page(after=after, limit=limit, matching=matching)
         key, text = matching.metadata
         return [user for user in self._users.values() if text in str(user.metadata.as_dict().get(key, ""))]
+
+
+class KeepingUsedLinks(InMemoryLinks):
+    def remove_of_user(self, user_id: UserId) -> None:
+        """Remove nothing."""
+
+
+class KeepingLinks(InMemoryUserRepository):
+    """Keeps links after a change of the e-mail address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links = KeepingUsedLinks()
+
+
+class IgnoringTheEpochOfLinks(InMemoryUserRepository):
+    """Lets links outlive the tokens of their user."""
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        for command in commands:
+            link = self.links.find(command.link_id) if isinstance(command, RedeemLink) else None
+            if link is not None and link.user_id in self._users:
+                self.links.add(attrs.evolve(link, token_epoch=self._users[link.user_id].token_epoch))
+        return super().apply(commands, commit_by=commit_by)
 
 
 class AuditingWithoutChanges(InMemoryAuditTrail):

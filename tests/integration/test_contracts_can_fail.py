@@ -138,6 +138,8 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     ),
     (UserRepositoryContract, faulty_adapters.IncludingTheInstantOfExpiry, "test_pages_can_be_filtered_by_state"),
     (UserRepositoryContract, faulty_adapters.FindingPartsOfMetadata, "test_pages_can_be_filtered_by_metadata"),
+    (UserRepositoryContract, faulty_adapters.KeepingLinks, "test_change_of_the_user_ends_the_link"),
+    (UserRepositoryContract, faulty_adapters.IgnoringTheEpochOfLinks, "test_change_of_the_user_ends_the_link"),
     (UserRepositoryContract, faulty_adapters.ForgettingChanges, "test_entry_of_an_update_contains_the_changes"),
     (UserRepositoryContract, faulty_adapters.ReorderingUsers, "test_update_does_not_move_a_user_to_another_page"),
     (UserRepositoryContract, faulty_adapters.TruncatingPasswords, "test_special_characters_and_long_texts_are_stored"),

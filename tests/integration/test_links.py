@@ -12,12 +12,11 @@ from sqlalchemy import URL
 from starlette.testclient import TestClient
 
 from mlapi import User, Users
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryUserRepository, PlainCipher
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryLinks, InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.application.address_limits import AddressLimiter
 from mlapi.bootstrap import in_memory_access
-from mlapi.domain.commands import Remove
-from mlapi.domain.links import LINK_LIFETIME, LinkPurpose
+from mlapi.domain.links import LINK_LIFETIME, LinkPurpose, parse_link_token
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.users import Pending
 from mlapi.entrypoints.admin import AdminPolicy
@@ -432,11 +431,21 @@ def test_new_address_is_confirmed_by_the_form_only(http: TestClient, users: User
 
 def test_link_of_a_removed_user_is_not_valid(http: TestClient, users: Users, ada: User) -> None:
     path = make_link(http, ada)
-    link = users.repository.links.find(users.prepare_link(user_id=ada.id)[0].link_id)
-    users.apply(Remove(user_id=ada.id))
+    link = users.repository.links.find(parse_link_token(token_of(path)).id)
+    users.remove(user_id=ada.id)
+    removed = http.get(path).status_code
+    assert isinstance(users.repository.links, InMemoryLinks)
+    assert link is not None
+    users.repository.links.add(link)  # as if the user were removed between two reads
 
-    assert link is None
-    assert (http.get(path).status_code, use(http, path)) == (404, NOT_VALID)
+    assert (removed, http.get(path).status_code, use(http, path)) == (404, 404, NOT_VALID)
+
+
+def test_link_for_another_purpose_sets_no_password(http: TestClient, users: Users, ada: User) -> None:
+    path = mailed_link(users, ada, "change_email", "new@example.com")
+
+    assert use(http, path) == NOT_VALID
+    assert users.get(ada.id) == ada
 
 
 # --- approval

@@ -75,8 +75,6 @@ class AsyncLinks:
     async def confirm(self, token: str, address: str, request_id: str | None) -> Redemption:
         """Confirm the e-mail address that the link was sent to. The arguments and errors are as in `set_password`."""
         found = await self._start(token, address)
-        if found.link.purpose == "password":
-            raise LinkNotFoundError
         return await self._executor.apply(self._prepare(found, request_id))
 
     async def _start(self, token: str, address: str) -> ValidLink:
