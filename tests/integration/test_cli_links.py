@@ -136,5 +136,5 @@ def test_import_rejects_invalid_pending_users(enabled: str, pending: str, error:
 
     result = mlapi("users", "import", "users.csv")
 
-    assert result.exit_code == 3
+    assert result.exit_code == 4
     assert error in Path("users.csv.rejects.jsonl").read_text("utf-8")
