@@ -93,7 +93,9 @@ class LoginFlow:
         Raises:
             InvalidCredentialsError, TooManyAttemptsError, RepositoryUnavailableError: see `Authenticator.log_in`.
         """
-        await self._authenticate(user.username, password, address)
+        verified = await self._authenticate(user.username, password, address)
+        if verified.user.id != user.id:  # the user was renamed, and another user has the old name
+            raise InvalidCredentialsError
 
     async def _log_in(self, username: str, password: str, address: str) -> VerifiedLogin:
         """Check the password, and store it again if it is stored in an outdated form."""

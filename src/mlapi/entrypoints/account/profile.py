@@ -43,18 +43,29 @@ async def change_password(request: PageRequest) -> Response:
 
 
 async def change_email(request: PageRequest) -> Response:
-    """Show the form on GET. On POST, check the password and change the address."""
+    """Show the form on GET. On POST, check the password, and change the address or send a link to it."""
     if request.is_safe:
         return _form(request, "change_email.html")
     user, runtime, email = signed_in(request).owner, request.runtime, request.form.get("email", "")
+    mailing = runtime.mailing
     try:
         command = request.users.prepare_update(user_id=user.id, email=email)
         password = request.form.get("current", "")
         await runtime.authenticator.check_password(user=user, password=password, address=request.address)
     except (InvalidFieldsError, InvalidCredentialsError, TooManyAttemptsError) as error:
         return await _handle_error(request, "change_email.html", error)
-    await runtime.executor.apply(command)
-    return redirect(request, notice=Notice(f"Your email address is now {email}."))
+    if mailing is None:
+        await runtime.executor.apply(command)
+        return redirect(request, notice=Notice(f"Your email address is now {email}."))
+    try:
+        await runtime.executor.for_client(request.address).query(mailing.verify_new_email, user.id, email)
+    except TooManyAttemptsError as error:
+        text = f"cannot be changed now: too many mails. Try again in {error.retry_after_seconds} seconds"
+        return _form(
+            request, "change_email.html", HTTPStatus.TOO_MANY_REQUESTS, {"email": text}, error.retry_after_seconds
+        )
+    text = f"Open the link in the mail to {email}. Your address changes then."
+    return redirect(request, notice=Notice(text))
 
 
 async def _handle_error(
@@ -86,4 +97,5 @@ def _form(
         rules=request.users.password_rules,
         form=request.form,
         errors=errors or {},
+        sends_mail=request.runtime.mailing is not None,
     )

@@ -2,7 +2,8 @@
 
 from starlette.routing import Route
 
-from mlapi.entrypoints.account.access import ACCOUNT, SIGN_IN_PATH
+from mlapi.entrypoints.account.access import ACCOUNT, FORGOTTEN_PATH, SIGN_IN_PATH
+from mlapi.entrypoints.account.forgotten import request_password_link
 from mlapi.entrypoints.account.keys import add_key, remove_key, show_key
 from mlapi.entrypoints.account.overview import redirect_to_overview, show_overview
 from mlapi.entrypoints.account.profile import change_email, change_password
@@ -21,6 +22,7 @@ def account_routes() -> list[Route]:
             Route(ACCOUNT_PATH, show_overview, methods=["GET"]),
             Route(f"{ACCOUNT_PATH}/", redirect_to_overview, methods=["GET"]),
             Route(f"{ACCOUNT_PATH}{SIGN_IN_PATH}", sign_in, methods=_GET_AND_POST),
+            Route(f"{ACCOUNT_PATH}{FORGOTTEN_PATH}", request_password_link, methods=_GET_AND_POST),
             Route(f"{ACCOUNT_PATH}/sign-out", sign_out, methods=["POST"]),
             Route(f"{ACCOUNT_PATH}/sign-out-everywhere", sign_out_everywhere, methods=_GET_AND_POST),
             Route(f"{ACCOUNT_PATH}/password", change_password, methods=_GET_AND_POST),

@@ -100,4 +100,12 @@ def _form(
     username: str = "",
     headers: Sequence[tuple[str, str]] = (),
 ) -> Response:
-    return render_page(request, "sign_in.html", status, headers=headers, error=error, username=username)
+    return render_page(
+        request,
+        "sign_in.html",
+        status,
+        headers=headers,
+        error=error,
+        username=username,
+        can_reset=request.runtime.mailing is not None,
+    )
