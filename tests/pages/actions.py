@@ -54,7 +54,7 @@ ACTIONS = (
         page="/account/email",
         form="/email",
         fields={"email": "new@example.com", "current": _NEW_PASSWORD},
-        shows="Your email address is now new@example.com.",
+        shows="Open the link in the mail to new@example.com.",
     ),
     Action(
         page="/account/password",
@@ -63,6 +63,12 @@ ACTIONS = (
         shows="Your password is changed.",
     ),
     Action(page="/account/sign-out-everywhere", form="/sign-out-everywhere", shows="Sign in to your account"),
+    Action(
+        page="/account/forgotten-password",
+        form="/forgotten-password",
+        fields={"username": "{name}"},
+        shows="If there is a user with this name or address",
+    ),
     Action(page="/account/sign-in", form="/sign-in", fields=_SIGN_IN_AGAIN, shows="Signed in as {name}"),
     Action(page="/account", form="/sign-out", shows="Sign in to your account"),
     # what managers do with users

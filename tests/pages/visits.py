@@ -146,6 +146,13 @@ VISITS = (
         path="/account/sign-in",
         act=fill(username="ada", password="wrong"),
     ),
+    Visit(name="account-forgotten-password", role="stranger", path="/account/forgotten-password"),
+    Visit(
+        name="account-forgotten-password-sent",
+        role="stranger",
+        path="/account/forgotten-password",
+        act=fill(username="ada"),
+    ),
     Visit(name="account", role="user", path="/account"),
     Visit(name="account-long", role="user with a long name", path="/account"),
     Visit(name="account-expired", role="expired user", path="/account"),

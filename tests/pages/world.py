@@ -18,6 +18,11 @@ from tests.e2e.server import Server
 
 ADMIN_TOKEN = "an-admin-token-for-tests"
 PASSWORD = "difference engine 1843"
+MAIL = {
+    "MLAPI_MAIL__URL": "smtp://127.0.0.1:1",  # no mail server listens there: mail stays in the outbox
+    "MLAPI_MAIL__FROM": "mlapi@example.com",
+    "MLAPI_HTTP__PUBLIC_URL": "https://api.example.com",
+}
 CONFIG = "plans: {free: {per_minute: 60, per_month: 100000}, pro: {per_minute: 600}}\ndefault_plan: free\n"
 USERS = (
     ("longest", "W" * 254, f"{'w' * 60}@{'example' * 8}.com"),
@@ -62,7 +67,7 @@ class World:
     def start(cls, folder: Path) -> Self:
         """Create a database and start a server on it. The caller stops the server."""
         values = create_database(folder)
-        server = Server(folder, {"MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN}).start()
+        server = Server(folder, {"MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN, **MAIL}).start()
         return cls(server, values)
 
     def name(self, key: str) -> str:
