@@ -7,7 +7,7 @@ import re
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from importlib.resources import files
 
@@ -23,8 +23,8 @@ from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryUsage, InMemoryUse
 from mlapi.application import user_search
 from mlapi.bootstrap import in_memory_access
 from mlapi.config import HttpSettings
-from mlapi.domain.commands import Remove
-from mlapi.domain.errors import ConfigurationError, SearchUnavailableError
+from mlapi.domain.commands import AddApiKey, Command, Outcome, Remove
+from mlapi.domain.errors import ChangeRejectedError, ConfigurationError, SearchUnavailableError
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.sessions import LIFETIME_SECONDS
 from mlapi.entrypoints.admin import AdminPolicy
@@ -774,6 +774,47 @@ def test_new_api_key_is_shown_once(local: TestClient, users: Users, ada: User) -
     assert secret not in open_page(local, "/users/1").response.text
     assert secret not in str(page.response.headers)
     assert page.form("Add API key").fields["name"] == ""
+
+
+def test_form_sent_twice_makes_one_secret(local: TestClient, users: Users, ada: User) -> None:
+    page = open_page(local, "/users/1")
+
+    for button, fields in (("Add API key", {"name": "job"}), ("Generate password", {})):
+        pages = [page.send(button, **fields) for _ in range(2)]
+
+        first, second = (
+            [field["value"] for field in each.find_all("input") if field.get("id") == "secret"] for each in pages
+        )
+        assert first == second != []
+    assert len(users.list_api_keys(ada.id)) == 1
+    other = open_page(local, "/users/1").send("Add API key", name="job")
+    assert other.response.status_code == 200
+    assert len(users.list_api_keys(ada.id)) == 2
+
+
+class RacingRepository(InMemoryUserRepository):
+    """Adds each API key as if the same form had been sent at the same time, unless it rejects all changes."""
+
+    rejects_all = False
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        outcomes = [] if self.rejects_all else super().apply(commands, commit_by=commit_by)
+        is_key = any(isinstance(command, AddApiKey) for command in commands)
+        return [ChangeRejectedError(None, "not unique")] if is_key else outcomes
+
+
+@pytest.mark.parametrize(("rejects_all", "status"), [(False, 200), (True, 409)])
+def test_form_sent_twice_at_once_makes_one_key(rejects_all: bool, status: int) -> None:
+    repository = RacingRepository()
+    users = Users(repository, PlainCipher())
+    ada = users.register(username="ada", password=PASSWORD, email="ada@example.com")
+    repository.rejects_all = rejects_all
+
+    with asgi_client(create_app(users, LOCAL_MODE)) as client:
+        page = open_page(client, "/users/1").send("Add API key", name="job")
+
+    assert page.response.status_code == status
+    assert len(users.list_api_keys(ada.id)) == int(not rejects_all)
 
 
 def test_generated_password_is_shown_once(local: TestClient, users: Users, ada: User) -> None:

@@ -305,5 +305,5 @@ def test_activity_shows_changed_names(local: TestClient, users: Users, ada: User
 
     text = open_page(local, "/activity").text
 
-    assert "ChangedPlan: default → pro Username Email address User 1" in text
-    assert "ada2" not in text
+    assert "ChangedPlan: default → pro Username Email address ada2 user 1" in text
+    assert "ada2@example.com" not in text

@@ -1,7 +1,11 @@
 """Access to the console, and the sessions of managers."""
 
+import hashlib
+import hmac
 import re
 from collections.abc import Sequence
+
+import attrs
 
 from mlapi.application.sessions import ManagerSession
 from mlapi.domain.managers import LOCAL
@@ -66,7 +70,12 @@ def _manager_session(found: ManagerSession, secret: str) -> PageSession:
         actor=found.manager.actor,
         manager=found.manager,
         stored=found.session,
+        form_key=_form_key(secret),
     )
+
+
+def _form_key(secret: str) -> bytes:
+    return hmac.digest(secret.encode("ascii"), b"mlapi console forms", hashlib.sha256)
 
 
 def _local_session(request: PageRequest, secret: str | None) -> tuple[PageSession, Sequence[str]]:
@@ -75,6 +84,7 @@ def _local_session(request: PageRequest, secret: str | None) -> tuple[PageSessio
     session_id = find_session_id(new_secret)
     assert session_id is not None  # noqa: S101 - both have the right form
     session = PageSession(id=session_id, csrf_token=csrf_token(new_secret), actor=LOCAL.actor, manager=LOCAL)
+    session = attrs.evolve(session, form_key=_form_key(new_secret))
     return session, [] if secret else [request.session_cookie(new_secret)]
 
 

@@ -4,24 +4,37 @@ from datetime import UTC, date, datetime, time
 
 from starlette.responses import Response
 
-from mlapi.domain.errors import ApiKeyNotFoundError, FieldError, InvalidFieldsError
+from mlapi.domain.credentials import API_KEY_PREFIX, ApiKey
+from mlapi.domain.errors import ApiKeyNotFoundError, ChangeRejectedError, FieldError, InvalidFieldsError
 from mlapi.domain.users import UserId
-from mlapi.entrypoints.console.user_forms import user_form
+from mlapi.entrypoints.console.user_forms import derive_secret, user_form
 from mlapi.entrypoints.console.user_page import redirect_to_secret, user_id_in_path
 from mlapi.entrypoints.pages import Notice, PageRequest, redirect, render_page
 
 
 @user_form
 async def add_key(request: PageRequest, user_id: UserId) -> Response:
-    """Create a key, and show it once on the page of the user."""
+    """Create a key, and show it once on the page of the user. Sending the same form twice creates one key."""
     command, secret = request.users.prepare_api_key(
         user_id=user_id,
         name=request.form.get("name", ""),
         expires_datetime=end_of_day(request.form.get("expires_at", "")),
+        secret=f"{API_KEY_PREFIX}{derive_secret(request, 'id')[:16]}_{derive_secret(request, 'API key')}",
     )
     user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
-    key = await request.runtime.executor.apply(command)
-    return redirect_to_secret(request, user, "API key", secret, f"API key {key.name} of {user.username} was added.")
+    if not await _has_key(request, command.key):
+        try:
+            await request.runtime.executor.apply(command)
+        except ChangeRejectedError:  # the same form was sent at the same time
+            if not await _has_key(request, command.key):
+                raise
+    text = f"API key {command.key.name} of {user.username} was added."
+    return redirect_to_secret(request, user, "API key", secret, text)
+
+
+async def _has_key(request: PageRequest, key: ApiKey) -> bool:
+    keys = await request.runtime.executor.read_page(request.runtime.users.list_api_keys, key.user_id)
+    return any((each.id, each.digest) == (key.id, key.digest) for each in keys)
 
 
 async def remove_key(request: PageRequest) -> Response:

@@ -1,5 +1,8 @@
 """The forms on the page of a user, which change the user."""
 
+import hashlib
+import hmac
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -14,7 +17,6 @@ from mlapi.domain.metadata import NO_METADATA, Metadata
 from mlapi.domain.users import User, UserId, utc_now
 from mlapi.entrypoints.console.user_page import errors_by_field, redirect_to_secret, user_id_in_path, user_page
 from mlapi.entrypoints.pages import Notice, PageRequest, Undo, redirect, render_page
-from mlapi.secret_store import new_password
 
 _MAX_UNDO_CHARS = 1000
 """The undo of a longer text does not fit into the cookie of the notice."""
@@ -115,7 +117,7 @@ async def set_metadata(request: PageRequest, user_id: UserId) -> Response:
 async def set_password(request: PageRequest, user_id: UserId) -> Response:
     """Set the password in the form, or generate one and show it once."""
     is_generated = "generate" in request.form
-    password = new_password() if is_generated else request.form.get("password", "")
+    password = derive_secret(request, "password") if is_generated else request.form.get("password", "")
     executor = request.runtime.executor.for_client(request.address)
     command = await executor.hash(request.users.prepare_password, user_id=user_id, password=password)
     user = await request.runtime.executor.apply(command)
@@ -150,6 +152,13 @@ async def remove_user(request: PageRequest) -> Response:
         return render_page(request, "remove_user.html", user=user)
     user = await request.runtime.executor.apply(request.users.prepare_remove(user_id=user_id))
     return redirect(request, notice=Notice(f"{user.username} was removed. {_CANNOT_BE_UNDONE}"))
+
+
+def derive_secret(request: PageRequest, purpose: str) -> str:
+    """Return 256 bits in hex for a new secret. Sending the same form again gives the same ones."""
+    assert request.session is not None  # noqa: S101 - every page of the console has a session
+    text = "\0".join([purpose, request.form.get("nonce") or secrets.token_hex(), request.path])
+    return hmac.digest(request.session.form_key, text.encode("utf-8"), hashlib.sha256).hex()
 
 
 async def _update(request: PageRequest, user_id: UserId, **changes: Any) -> tuple[User, User]:  # noqa: ANN401 - see `Users.prepare_update`

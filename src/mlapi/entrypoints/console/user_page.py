@@ -1,6 +1,7 @@
 """The page of a user: what they may do, what they have done, and the forms that change it."""
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
@@ -81,6 +82,7 @@ async def user_page(
         metadata_text=json.dumps(overview.user.metadata.as_dict(), ensure_ascii=False, indent=2),
         plans=request.runtime.users.plans,
         password_rules=request.runtime.users.password_rules,
+        nonce=secrets.token_hex(16),
         now=utc_now(),
     )
     for cookie in cookies:

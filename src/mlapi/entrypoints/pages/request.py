@@ -46,6 +46,8 @@ class PageSession:
         manager: the manager who is signed in; None for users.
         user: the user who is signed in; None for managers.
         stored: the stored session; None in local mode, where no sign-in is needed.
+        form_key: a secret of this session. Forms that make a secret derive it from this key, so that a form which is
+            sent twice makes one secret.
     """
 
     id: SessionId = attrs.field(repr=False)
@@ -54,6 +56,7 @@ class PageSession:
     manager: ManagerIdentity | None = None
     user: User | None = None
     stored: Session | None = None
+    form_key: bytes = attrs.field(default=b"", repr=False)
 
 
 class AccessRule(Protocol):
