@@ -18,7 +18,7 @@ class Action:
 
     Attributes:
         page: the path of the page. ``{user}`` is the id of a new user, ``{key}`` and ``{own_key}`` are ids of their API
-            keys, and ``{link}`` is the token of a one-time link for them.
+            keys, ``{link}`` is the token of a one-time link for them, and ``{manager}`` the name of a new manager.
         form: the end of the path that the form is sent to. If empty, the form of a page with one form.
         fields: the fields to fill in, by name.
         shows: what the page after it shows.
@@ -102,6 +102,22 @@ ACTIONS = (
         page="/console/users/{user}/keys/{key}/remove", form="/remove", shows="API key first key of {name} was removed."
     ),
     Action(page="/console/users/{user}/remove", form="/remove", shows="{name} was removed."),
+    Action(
+        page="/console/managers",
+        form="/console/managers",
+        fields={"name": "{manager}", "role": "admin"},
+        shows="Manager {manager} was added.",
+    ),
+    Action(
+        page="/console/managers/{manager}",
+        form="/managers/{manager}/rotate",
+        shows="Manager {manager} has a new token.",
+    ),
+    Action(
+        page="/console/managers/{manager}/remove",
+        form="/managers/{manager}/remove",
+        shows="Manager {manager} was removed.",
+    ),
     Action(page="/console", form="/log-out", shows="You have signed out."),
 )
 

@@ -50,4 +50,5 @@ def create_user(world: World, name: str) -> dict[str, str]:
         for each in ("first", "second")
     ]
     link = admin.post(f"{base}/users/{user}/password-link", timeout=15).json()["url"]
-    return {"user": str(user), "name": name, "key": keys[0], "own_key": keys[1], "link": link.rpartition("/")[2]}
+    values = {"user": str(user), "name": name, "manager": name.lower(), "link": link.rpartition("/")[2]}
+    return {**values, "key": keys[0], "own_key": keys[1]}

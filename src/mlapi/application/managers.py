@@ -52,13 +52,26 @@ class ManagerRegistry:
     def as_actor(self, actor: Actor) -> "ManagerRegistry":
         return attrs.evolve(self, actor=actor)
 
-    def add(self, *, name: str, role: Role, expires_datetime: datetime | None = None) -> NewManagerToken:
+    def add(
+        self,
+        *,
+        name: str,
+        role: Role,
+        expires_datetime: datetime | None = None,
+        token_id: ManagerTokenId | None = None,
+    ) -> NewManagerToken:
         """Add a manager. The token is valid until ``expires_datetime``; None means that it does not expire.
 
         >>> from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryManagers
         >>> registry = ManagerRegistry(InMemoryManagers(InMemoryAuditTrail()))
         >>> registry.add(name="alice", role="viewer").manager.identity.actor
         'manager alice'
+
+        Args:
+            name: the name in the audit trail.
+            role: the permissions.
+            expires_datetime: when the token expires.
+            token_id: the id of the token, by which the caller can recognize it later; None for a random one.
 
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
@@ -67,7 +80,7 @@ class ManagerRegistry:
         """
         now = self.clock()
         validate_manager_fields(name=name, role=role, expires_datetime=expires_datetime, now=now)
-        token = generate_manager_token()
+        token = generate_manager_token(token_id)
         presented = parse_manager_token(token)
         manager = Manager(
             name=name,

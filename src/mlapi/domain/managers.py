@@ -180,9 +180,18 @@ class PresentedManagerToken:
     digest: str = attrs.field(repr=False)
 
 
-def generate_manager_token() -> str:
-    """Return a new token in the form that managers send: ``mlapi-manager_<id>_<secret>``, with both parts in hex."""
-    return f"{MANAGER_TOKEN_PREFIX}{secrets.token_hex(_ID_BYTES)}_{secrets.token_hex(_SECRET_BYTES)}"
+def generate_manager_token(token_id: ManagerTokenId | None = None) -> str:
+    """Return a new token in the form that managers send: ``mlapi-manager_<id>_<secret>``, with both parts in hex.
+
+    Args:
+        token_id: the id of the token, which is not secret; None for a random one.
+    """
+    return f"{MANAGER_TOKEN_PREFIX}{token_id or secrets.token_hex(_ID_BYTES)}_{secrets.token_hex(_SECRET_BYTES)}"
+
+
+def derive_token_id(text: str) -> ManagerTokenId:
+    """Return the id that always belongs to this text."""
+    return ManagerTokenId(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[: 2 * _ID_BYTES])
 
 
 def looks_like_manager_token(credential: str) -> bool:

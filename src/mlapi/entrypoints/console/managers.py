@@ -1,15 +1,19 @@
 """The pages that list managers, and add, rotate and remove them."""
 
+import secrets
 from collections.abc import Mapping
+from datetime import timedelta
 from http import HTTPStatus
 from typing import cast
 
+import attrs
 from starlette.responses import Response
 
 from mlapi.application.managers import ManagerRegistry, NewManagerToken
 from mlapi.domain.actors import Actor
 from mlapi.domain.errors import FieldError, InvalidFieldsError, ManagerExistsError, ManagerNotFoundError
-from mlapi.domain.managers import Manager, Role
+from mlapi.domain.managers import Manager, ManagerTokenId, Role, derive_token_id
+from mlapi.domain.sessions import Session, Sessions
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.console.access import LOGIN_PATH
 from mlapi.entrypoints.console.keys import end_of_day
@@ -25,27 +29,44 @@ from mlapi.entrypoints.pages import (
 )
 
 MANAGERS_PATH = "/managers"
+_DOUBLE_CLICK_TIME = timedelta(seconds=10)
 
 
 async def show_managers(request: PageRequest) -> Response:
     """List the managers on GET; add one on POST. The page of the manager then shows the token once."""
     if request.is_safe:
         return await _list_page(request)
-    form = request.form
+    form, name = request.form, request.form.get("name", "")
+    token_id = derive_token_id(f"{form.get('form_id', '')} {name}")
     try:
         issued = await request.runtime.executor.read_page(
             _registry(request).add,
-            name=form.get("name", ""),
+            name=name,
             role=cast("Role", form.get("role", "")),  # `add` validates it
             expires_datetime=end_of_day(form.get("expires_at", "")),
+            token_id=token_id,
         )
     except InvalidFieldsError as error:
         return await _list_page(request, HTTPStatus.UNPROCESSABLE_ENTITY, errors_by_field(error))
     except ManagerExistsError:
+        if await _was_just_added(request, name, token_id):  # the browser never showed the token of the first click
+            issued = await request.runtime.executor.read_page(_registry(request).rotate, name)
+            return _show_token(request, issued, "was added")
         message = "is taken. Choose another name, or open that manager to rotate the token"
         errors = errors_by_field(InvalidFieldsError((FieldError("name", message),)))
         return await _list_page(request, HTTPStatus.CONFLICT, errors)
     return _show_token(request, issued, "was added")
+
+
+async def _was_just_added(request: PageRequest, name: str, token_id: ManagerTokenId) -> bool:
+    """Return whether this form is the second click of a double click that added the manager."""
+    registry = request.runtime.managers.registry
+    found = await request.runtime.executor.read_page(registry.managers.find, name)
+    return (
+        found is not None
+        and found.token_id == token_id
+        and registry.clock() - found.created_datetime < _DOUBLE_CLICK_TIME
+    )
 
 
 async def show_manager(request: PageRequest) -> Response:
@@ -53,7 +74,7 @@ async def show_manager(request: PageRequest) -> Response:
 
 
 async def rotate_token(request: PageRequest) -> Response:
-    """Replace the token of a manager. This ends their sessions, including the one of this request."""
+    """Replace the token of a manager. This ends all their sessions, except the one that sent this request."""
     path = _path(_name(request))
     if request.is_safe:
         return redirect(request, path)
@@ -64,9 +85,15 @@ async def rotate_token(request: PageRequest) -> Response:
         )
     except InvalidFieldsError as error:
         return await _manager_page(request, HTTPStatus.UNPROCESSABLE_ENTITY, errors_by_field(error))
-    if _is_own(request):  # after a redirect, the new session could not read the token
-        return await _manager_page(request, secret=issued.token)
+    if request.session is not None and request.session.stored is not None and _is_own(request):
+        kept = attrs.evolve(request.session.stored, epoch=issued.manager.digest)
+        await request.runtime.executor.read_page(_replace_session, request.runtime.sessions.sessions, kept)
     return _show_token(request, issued, "has a new token. The old one was revoked. This cannot be undone")
+
+
+def _replace_session(sessions: Sessions, session: Session) -> None:
+    sessions.remove(session.id)
+    sessions.add(session)
 
 
 async def remove_manager(request: PageRequest) -> Response:
@@ -88,6 +115,7 @@ async def _list_page(
         "managers.html",
         status,
         managers=managers,
+        form_id=secrets.token_hex(16),
         form={} if errors is None else request.form,
         errors=errors or {},
         now=utc_now(),
@@ -98,18 +126,16 @@ async def _manager_page(
     request: PageRequest,
     status: int = HTTPStatus.OK,
     errors: Mapping[str, str] | None = None,
-    secret: str | None = None,
 ) -> Response:
     shown = await _find(request)
-    taken, cookies = take_secret(request, _path(shown.name))
+    secret, cookies = take_secret(request, _path(shown.name))
     response = render_page(
         request,
         "manager.html",
         status,
         shown=shown,
-        secret=secret or taken,
+        secret=secret,
         is_own=_is_own(request),
-        was_own_rotated=secret is not None,
         form={} if errors is None else request.form,
         errors=errors or {},
         now=utc_now(),
