@@ -16,7 +16,6 @@ from mlapi.domain.commands import (
     Command,
     EndTokens,
     IssueToken,
-    LinkCommand,
     Outcome,
     RecordApiKeyUse,
     Reencrypt,
@@ -84,6 +83,7 @@ Result = Literal[
     "manager_not_found",
 ]
 
+_NAMING_THEIR_USER = (UpdateUser, AddLink, RedeemLink)
 _ACTIONS: dict[type[Command], Action] = {
     Register: "register",
     RejectRegistration: "register",
@@ -247,7 +247,7 @@ def get_result(outcome: Outcome) -> Result:
 
 
 def _get_user_id(command: Command, outcome: Outcome) -> UserId | None:
-    if isinstance(command, UpdateUser | LinkCommand):  # a `UserExistsError` has the id of another user
+    if isinstance(command, _NAMING_THEIR_USER):  # a `UserExistsError` has the id of another user
         user_id: int | None = command.user_id
     elif isinstance(outcome, User):
         user_id = outcome.id

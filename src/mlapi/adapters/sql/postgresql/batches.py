@@ -16,7 +16,10 @@ from mlapi.domain.commands import (
     UserUpdate,
 )
 from mlapi.domain.credentials import ApiKeyId
+from mlapi.domain.links import AddLink, RedeemLink
 from mlapi.domain.users import UserId, UsernameKey
+
+_SINGLE = (UpdateUser, AddLink, RedeemLink)
 
 
 @attrs.define
@@ -43,9 +46,7 @@ class Segment:
         """Add a command and return True, or return False if it must go into the next segment."""
         if isinstance(command, UpdateUser) and command.username_key is None:
             return self._try_add_change(position, command)
-        if isinstance(command, UpdateUser | LinkCommand) or (
-            isinstance(command, AddApiKey) and command.limit is not None
-        ):
+        if isinstance(command, _SINGLE) or (isinstance(command, AddApiKey) and command.limit is not None):
             if self._targets or self.single is not None:
                 return False
             self.single = position, command
