@@ -22,7 +22,7 @@ from mlapi.domain.users import Pending
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.application import create_app
 from mlapi.testing import SettableClock
-from mlapi.testing.http import ADMIN_TOKEN
+from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
 from tests.contract.test_http import BASE, asgi_client
 from tests.integration.html_page import Page
 
@@ -446,6 +446,16 @@ def test_link_for_another_purpose_sets_no_password(http: TestClient, users: User
 
     assert use(http, path) == NOT_VALID
     assert users.get(ada.id) == ada
+
+
+def test_console_invites_a_user_without_a_password(users: Users) -> None:
+    with asgi_client(create_app(users, LOCAL_MODE, in_memory_access(users))) as http:
+        page = Page(http, http.get("/console/users/new")).send("Add user", username="ada", email="ada@example.com")
+        taken = Page(http, http.get("/console/users/new")).send("Add user", username="ADA", email="ada@example.com")
+
+    assert "ada was added without a password. Make a one-time link" in page.text
+    assert "is already taken by user 1" in taken.text
+    assert [(user.username, user.has_password) for user in users.list_page()] == [("ada", False)]
 
 
 # --- approval

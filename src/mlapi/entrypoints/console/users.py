@@ -138,24 +138,30 @@ async def redirect_to_users(request: PageRequest) -> Response:
 async def add_user(request: PageRequest) -> Response:
     if request.is_safe:
         return render_page(request, "add_user.html", form={}, errors={})
-    form, users = request.form, request.users
     try:
-        user = await request.runtime.registration.register(
-            users,
-            username=form.get("username", ""),
-            password=form.get("password", ""),
-            email=form.get("email", ""),
-            address=request.address,
-        )
+        user, text = await _register(request)
     except InvalidFieldsError as error:
         status, errors = HTTPStatus.UNPROCESSABLE_ENTITY, errors_by_field(error)
     except UserExistsError as error:
         status, errors = HTTPStatus.CONFLICT, {"username": f"is already taken by user {error.user_id}"}
     else:
-        return redirect(
-            request, f"/users/{user.id}", notice=Notice(f"{user.username} was added.", about=f"/users/{user.id}")
+        return redirect(request, f"/users/{user.id}", notice=Notice(text, about=f"/users/{user.id}"))
+    return render_page(request, "add_user.html", status, form=request.form, errors=errors)
+
+
+async def _register(request: PageRequest) -> tuple[User, str]:
+    """Register a user, or invite them if the form contains no password. Return the user and the text of the notice."""
+    username, email, password = (request.form.get(name, "") for name in ("username", "email", "password"))
+    if password:
+        user = await request.runtime.registration.register(
+            request.users, username=username, password=password, email=email, address=request.address
         )
-    return render_page(request, "add_user.html", status, form=form, errors=errors)
+        return user, f"{user.username} was added."
+    command = request.users.prepare_registration(username=username, password=None, email=email)
+    user = await request.runtime.executor.apply(command)
+    if command.mail is not None:
+        return user, f"{user.username} was added. An invitation is sent to {user.email}."
+    return user, f"{user.username} was added without a password. Make a one-time link, and send it to them."
 
 
 async def set_enabled(request: PageRequest) -> Response:
