@@ -95,9 +95,7 @@ def test_invited_user_chooses_a_password(service: MlapiServer, mail_server: Mail
     assert log_in(service, "ada", "chosen password").status_code == 200
 
 
-def test_registered_user_is_pending_until_the_address_is_confirmed(
-    service: MlapiServer, mail_server: MailServer
-) -> None:
+def test_user_is_pending_until_the_address_is_confirmed(service: MlapiServer, mail_server: MailServer) -> None:
     body = {"username": "bob", "password": "a good password", "email": "bob@example.com"}
     registered = requests.post(f"{service.base}/register-user", json=body, timeout=10)
     (token,) = wait_for_mail(mail_server, "bob@example.com")

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from email.headerregistry import Address
 from pathlib import Path
 
@@ -421,3 +422,67 @@ def test_session_can_be_aborted_from_another_thread(plain: MailServer) -> None:
 
     assert elapsed(lambda: send_error(smtp)) < 20 * SOON
     smtp.abort()  # does nothing without a session
+
+
+def test_server_that_breaks_the_protocol_is_reported() -> None:
+    replies = iter([b"220 hello\r\n", b"250-x\r\n250 AUTH PLAIN\r\n", b"x" * 9000 + b"\r\n"])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                for reply in replies:
+                    connection.sendall(reply)
+                    connection.recv(1000)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        server = SmtpServer(host="127.0.0.1", port=listener.getsockname()[1], is_tls=False)
+        error = send_error(SmtpTransport(server, SENDER, reply_seconds=SOON))
+        thread.join()
+
+    assert isinstance(error, MailServerError)
+
+
+def test_server_that_refuses_to_talk_is_reported() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"220 hello\r\n")
+                while connection.recv(1000):
+                    connection.sendall(b"502 no\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        server = SmtpServer(host="127.0.0.1", port=listener.getsockname()[1], is_tls=False)
+        error = send_error(SmtpTransport(server, SENDER, reply_seconds=SOON))
+        thread.join()
+
+    assert isinstance(error, MailServerError)
+
+
+def test_host_that_does_not_answer_is_reported() -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        server = SmtpServer(host="127.0.0.1", port=full.getsockname()[1], is_tls=False)
+
+        error = send_error(SmtpTransport(server, SENDER, connect_seconds=SOON))
+
+        for filler in fillers:
+            filler.close()
+
+    assert "does not reply: check mail.url and the network" in error.reason
+
+
+def test_domain_that_cannot_be_encoded_is_rejected(tmp_path: Path) -> None:
+    with MailServer(tmp_path, utf8=False) as server:
+        error = send_error(transport(server), mail(f"ada@{'ü' * 60}.com"))
+
+    assert error == MailRejectedError("the domain of the address cannot be written in ASCII")

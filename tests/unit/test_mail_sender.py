@@ -1,6 +1,7 @@
 """Mail in the outbox is sent once, retried after errors, and given up in the end."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -204,7 +205,7 @@ def test_request_for_an_unknown_user_is_dropped(world: World, text: str) -> None
     assert (world.sent(), world.waiting(), world.transport.sessions) == ([], [], 0)
 
 
-def test_name_that_is_the_address_of_another_does_not_redirect_mail(world: World) -> None:
+def test_name_like_the_address_of_another_gets_no_foreign_mail(world: World) -> None:
     world.users.register(username="victim", password="x", email="victim@example.com")
     world.users.register(username="victim@example.com", password="x", email="attacker@example.com")
     world.ask("victim@example.com")
@@ -342,7 +343,7 @@ def test_rejected_mail_does_not_delay_others(world: World) -> None:
     assert world.transport.sessions == 1
 
 
-def test_unavailable_server_postpones_one_mail_and_keeps_the_rest(world: World) -> None:
+def test_unavailable_server_postpones_one_mail_only(world: World) -> None:
     world.invite("ada")
     world.invite("bob")
     world.transport.connect_error = MailServerError("cannot connect")
@@ -516,3 +517,27 @@ def test_mail_ids_are_logged_and_names_are_not(world: World, caplog: pytest.LogC
 
     assert "lovelace" not in caplog.text
     assert world.outbox.retry(MailId(1), now=NOON) == 1
+
+
+def test_forked_child_does_not_end_the_sender_of_its_parent(world: World) -> None:
+    sender = world.sender(FAST)
+    sender.start()
+    child = os.fork()
+    if child == 0:  # pragma: no cover - runs in the child
+        os._exit(0)
+    os.waitpid(child, 0)
+    world.invite()
+
+    wait_until(lambda: bool(world.sent()))
+    sender.close()
+
+
+def test_child_of_a_closed_sender_can_be_closed_again(world: World) -> None:
+    sender = world.sender(FAST)
+    sender.start()
+    sender.close()
+
+    sender._stop_closing()
+    sender.close()
+
+    assert world.sent() == []

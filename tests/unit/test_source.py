@@ -80,7 +80,7 @@ def test_only_the_server_starts_processes_and_uses_no_shell() -> None:
     assert with_shell == []
 
 
-def test_only_the_sql_adapter_opens_outgoing_connections() -> None:
+def test_only_the_sql_and_smtp_adapters_open_connections() -> None:
     clients = [
         "urllib.request",
         "http.client",
@@ -89,20 +89,21 @@ def test_only_the_sql_adapter_opens_outgoing_connections() -> None:
         "httpx2",
         "aiohttp",
         "ftplib",
-        "smtplib",
         "imaplib",
     ]
     database_files = {file for file in trees() if file.startswith("adapters/sql/")}
     server_files = {file for file in trees() if file.startswith("entrypoints/server/")}
     listeners = {"entrypoints/cli/serve.py", *server_files}
+    mail_files = {"adapters/smtp.py"}
     kernel_clients = {"entrypoints/local_peers.py"}
 
     assert (
         files_importing(*clients, "telnetlib", "ldap3", "xmlrpc", "socketserver", "grpc", "pymemcache", "redis")
         == set()
     )
-    assert files_importing("socket") <= listeners | kernel_clients | database_files
-    assert files_calling(r".*\.(create_connection|connect_ex|sendto|open_connection)") == set()
+    assert files_importing("smtplib") == mail_files
+    assert files_importing("socket") <= listeners | kernel_clients | database_files | mail_files
+    assert files_calling(r".*\.(create_connection|connect_ex|sendto|open_connection)") == mail_files
     assert files_importing("psycopg", "sqlite3") <= database_files
 
 

@@ -20,7 +20,6 @@ import attrs
 from mlapi.domain.mail import Mail, MailDelayedError, MailError, MailRejectedError, MailServerError
 from mlapi.domain.rules import find_email_error
 from mlapi.domain.users import utc_now
-from mlapi.forks import new_lock
 
 CONNECT_SECONDS = 10.0
 """Timeout for connecting to each address of the server."""
@@ -85,7 +84,6 @@ class SmtpTransport:
         self._connect_seconds = connect_seconds
         self._reply_seconds = reply_seconds
         self._deadline_seconds = deadline_seconds
-        self._lock = new_lock()
         self._socket: socket.socket | None = None
 
     @contextmanager
