@@ -77,6 +77,7 @@ def test_each_user_has_an_outcome_and_an_audit_entry(http: TestClient, users: Us
         ("disable", people[2].id, "done"),
     ]
     assert len({entry.request_id for entry in entries}) == 1
+    assert [entry.bulk_id for entry in entries] == [entries[0].request_id, entries[0].request_id, ""]
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,18 @@ def test_audit_trail_names_the_importer_for_new_users_only() -> None:
     ]
 
 
+def test_entries_of_an_import_belong_to_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_import, "BATCH_ROWS", 2)
+    import_text(HEADER + ADA)
+    import_text(HEADER + ADA + BOB + "".join(f"user{number},a@example.com,battery\n" for number in range(3)))
+
+    with open_users(load_settings()) as users:
+        entries = users.list_audit_page()
+    assert [entry.bulk_id != "" for entry in entries] == [True, True, True, False, False]
+    assert [entry.bulk_id for entry in entries[:3]] == [entries[3].request_id] * 3
+    assert entries[3].request_id != entries[4].request_id
+
+
 @pytest.mark.parametrize("scheme", ["fernet", "argon2id"])
 def test_users_with_imported_hashes_can_log_in(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", scheme)

@@ -190,7 +190,12 @@ async def change_users(request: Request) -> Response:
     content = await _read_body(request, max_bytes=MAX_BULK_BODY_BYTES)
     body = requests.decode(content, BulkRequest, max_bytes=MAX_BULK_BODY_BYTES)
     change, users = body.get_change(), _users_as_manager(request)
-    commands = [change.prepare(users, UserId(user_id)) for user_id in body.user_ids]
+    repeated = users.as_actor(
+        users.actor.repeated()
+    )  # lists of the audit trail can fold all changes into the first one
+    commands = [
+        change.prepare(repeated if number else users, UserId(user_id)) for number, user_id in enumerate(body.user_ids)
+    ]
     return responses.users_changed(body.user_ids, await _runtime(request).executor.apply_all(commands))
 
 
