@@ -22,12 +22,14 @@ class Action:
         form: the end of the path that the form is sent to. If empty, the form of a page with one form.
         fields: the fields to fill in, by name.
         shows: what the page after it shows.
+        button: a text on the button, if the page has several forms of this kind.
     """
 
     page: str
     form: str
     fields: Mapping[str, str] = attrs.field(factory=dict)
     shows: str
+    button: str = ""
 
 
 _NEW_PASSWORD = "analytical engine 1837"
@@ -118,6 +120,8 @@ ACTIONS = (
         form="/managers/{manager}/remove",
         shows="Manager {manager} was removed.",
     ),
+    Action(page="/console/sessions", form="/end", button="End session", shows="The session of bob"),
+    Action(page="/console/sessions", form="/end-others", shows="signed in only in this browser"),
     Action(page="/console", form="/log-out", shows="You have signed out."),
 )
 
@@ -133,7 +137,8 @@ class Hand:
         """Fill in the form, send it, and check what the next page shows."""
         self.page.goto(action.page.format_map(values))
         path = action.form.format_map(values)
-        form = self.page.locator(f"form[action$='{path}']" if path else "main form").first
+        forms = self.page.locator(f"form[action$='{path}']" if path else "main form")
+        form = forms.filter(has_text=action.button).first
         for name, text in action.fields.items():
             self._enter(form.locator(f"[name={name}]"), text.format_map(values))
         self._press(form.locator("button:not([type=button])").first)

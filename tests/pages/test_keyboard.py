@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.pages.tabs import Tab
-from tests.pages.visits import VISITS, Visit, pattern_of
+from tests.pages.visits import FIRST_VISITS, Visit
 from tests.pages.world import World
 
 RECORD_FOCUS = """
@@ -33,12 +33,10 @@ FOCUS_LOG = """
 () => ({ ...focusLog, unreached: [...focusLog.unreached].map(element => element.outerHTML.slice(0, 120)) })
 """
 STOPS_OF_A_DATE = 7
-OWN_VISITS = [visit for visit in VISITS if visit.path != "/docs"]  # Swagger UI has its own controls
-BY_PAGE = {pattern_of(visit.path): visit for visit in reversed(OWN_VISITS)}
-"""The first visit of each page."""
+OWN_VISITS = [visit for visit in FIRST_VISITS if visit.path != "/docs"]  # Swagger UI has its own controls
 
 
-@pytest.mark.parametrize("visit", [*reversed(BY_PAGE.values())], ids=lambda visit: visit.name)
+@pytest.mark.parametrize("visit", OWN_VISITS, ids=lambda visit: visit.name)
 def test_tab_reaches_every_control(tabs: dict[str, Tab], world: World, visit: Visit) -> None:
     page = tabs[visit.role].page
     page.goto(world.path(visit.path))

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Match, Route
 from mlapi.entrypoints.application import create_app
 from mlapi.entrypoints.http.docs import documentation_routes
 from mlapi.entrypoints.http.start_page import start_routes
-from tests.pages.world import ADMIN_TOKEN, PASSWORD, World
+from tests.pages.world import PASSWORD, World
 
 
 def _do_nothing(page: Page) -> None:
@@ -44,7 +44,10 @@ def fill(**values: str) -> Callable[[Page], None]:
     def act(page: Page) -> None:
         for name, value in values.items():
             page.locator(f"main [name={name}]").first.fill(value)
+        # htmx, or a new page, replaces the main part.
+        page.evaluate("document.getElementById('main').dataset.before = ''")
         page.locator(f"main form:has([name={name}]) button").first.click()
+        page.wait_for_selector("#main:not([data-before], .htmx-added)")
 
     return act
 
@@ -65,11 +68,14 @@ def open_operation(page: Page) -> None:
     page.wait_for_selector(".opblock-body .responses-inner")
 
 
-def sign_in_as_admin(page: Page, _world: World) -> None:
-    page.goto("/console/log-in")
-    page.locator("[name=token]").fill(ADMIN_TOKEN)
-    page.keyboard.press("Enter")
-    page.wait_for_url("**/console")
+def sign_in_as_manager(name: str) -> Callable[[Page, World], None]:
+    def sign_in(page: Page, world: World) -> None:
+        page.goto("/console/log-in")
+        page.locator("[name=token]").fill(world.path(f"{{{name}_token}}"))
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/console")
+
+    return sign_in
 
 
 def sign_in_as_user(key: str) -> Callable[[Page, World], None]:
@@ -89,7 +95,8 @@ def stay_a_stranger(page: Page, world: World) -> None:
 
 ROLES: Mapping[str, Callable[[Page, World], None]] = {
     "stranger": stay_a_stranger,
-    "admin": sign_in_as_admin,
+    "admin": sign_in_as_manager("alice"),
+    "viewer": sign_in_as_manager("m" * 64),
     "user": sign_in_as_user("ada"),
     "user with a long name": sign_in_as_user("longest"),
     "expired user": sign_in_as_user("claude"),
@@ -134,6 +141,13 @@ VISITS = (
     Visit(name="manager-rotated", path=f"/console/managers/{'m' * 64}", act=press("main form[action$=rotate] button")),
     Visit(name="remove-manager", path="/console/managers/alice/remove"),
     Visit(name="no-such-manager", path="/console/managers/nobody", status=404),
+    Visit(name="manager-added", path="/console/managers", act=fill(name="carol")),
+    Visit(name="sessions", path="/console/sessions"),
+    Visit(name="viewer-users", role="viewer", path="/console"),
+    Visit(name="viewer-user", role="viewer", path="/console/users/{batch}"),
+    Visit(name="viewer-managers", role="viewer", path="/console/managers"),
+    Visit(name="viewer-sessions", role="viewer", path="/console/sessions"),
+    Visit(name="viewer-rejected", role="viewer", path="/console/users/new", status=403),
     Visit(name="no-such-user", path="/console/users/999999", status=404),
     Visit(name="no-such-page", path="/console/nothing", status=404),
     Visit(name="link-password", role="stranger", path="/links/{password_link}"),
@@ -206,3 +220,7 @@ def pattern_of(path: str, method: str = "GET") -> str | None:
 
 def _endpoint(route: BaseRoute) -> object:
     return getattr(route, "endpoint", None)
+
+
+FIRST_VISITS = [*{pattern_of(visit.path): visit for visit in reversed(VISITS)}.values()][::-1]
+"""One visit of each page."""
