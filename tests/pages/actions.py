@@ -142,7 +142,7 @@ class Hand:
         for name, text in action.fields.items():
             self._enter(form.locator(f"[name={name}]"), text.format_map(values))
         self._press(form.locator("button:not([type=button])").first)
-        expect(self.page.locator("body")).to_contain_text(action.shows.format_map(values))
+        expect(self.page.locator("body")).to_contain_text(action.shows.format_map(values), timeout=20_000)
 
     def _enter(self, field: Locator, text: str) -> None:
         kind = field.evaluate("element => element.type")

@@ -19,7 +19,7 @@ HANDS = {"keyboard": (True, True), "mouse-without-script": (False, False)}
 def test_every_action_works(browser: Browser, world: World, hand: str, subtests: pytest.Subtests) -> None:
     with_script, uses_keyboard = HANDS[hand]
     context = browser.new_context(java_script_enabled=with_script, base_url=world.server.base)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
     monitor, performed = BrowserMonitor(context), set[str | None]()
 
     def record(request: Request) -> None:
