@@ -4,11 +4,14 @@ import json
 import re
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from mlapi.application.managers import ManagerRegistry
 from mlapi.bootstrap import open_service
 from mlapi.config import load_settings
+from mlapi.domain.errors import ManagerNotFoundError
 from mlapi.domain.users import utc_now
 from tests.command_line import create_users, mlapi
 
@@ -109,6 +112,18 @@ def test_managers_are_removed_after_confirmation(monkeypatch: pytest.MonkeyPatch
     assert (removed.exit_code, names()) == (4, ["eve"])
     assert "  alice (viewer)\n  bob (viewer)\n" in removed.stderr
     assert removed.stdout.endswith("removed manager alice\nremoved manager bob\n")
+
+
+def test_manager_removed_by_another_process_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlapi("managers", "add", "alice", "--role", "viewer")
+
+    def remove(_registry: ManagerRegistry, name: str) -> NoReturn:
+        raise ManagerNotFoundError(name)
+
+    monkeypatch.setattr(ManagerRegistry, "remove", remove)
+    result = mlapi("managers", "remove", "alice", "--yes")
+
+    assert (result.exit_code, "manager alice does not exist" in result.stderr) == (3, True)
 
 
 def test_changes_of_managers_are_in_the_audit_trail() -> None:

@@ -11,6 +11,8 @@ from mlapi import ConfigurationError, RepositoryUnavailableError
 from mlapi.adapters.memory import (
     InMemoryAllowances,
     InMemoryAttempts,
+    InMemoryAuditTrail,
+    InMemoryManagers,
     InMemoryStorage,
     InMemoryUsage,
     InMemoryUserRepository,
@@ -21,16 +23,20 @@ from mlapi.application.preparation import (
     Preparation,
     PreparedAllowances,
     PreparedAttemptCounts,
+    PreparedManagers,
     PreparedRepository,
     PreparedUsage,
     check_key,
+    prepare_managers_on_first_use,
     prepare_on_first_use,
 )
 from mlapi.domain.allowances import Draw
+from mlapi.domain.managers import NonblockingManagers
 from mlapi.domain.plans import Window
 from mlapi.domain.ports import NonblockingLookup
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import UserId
+from mlapi.testing.managers import added
 from mlapi.testing.samples import registered
 from mlapi.testing.usage import row
 
@@ -189,6 +195,30 @@ def test_repository_is_prepared_before_its_first_use() -> None:
     assert repository.get(ada.id) == ada
     assert repository.find_principals_nowait([ada.id]) == [ada]
     assert repository.find_many_nowait([canonical_username("ada")]) == [ada]
+
+
+def test_managers_are_prepared_before_their_first_use() -> None:
+    inner = InMemoryManagers(InMemoryAuditTrail())
+    alice = added(inner)
+    managers = prepare_managers_on_first_use(inner, Preparation(FailingAtFirst()))
+    assert isinstance(managers, NonblockingManagers)
+
+    with pytest.raises(RepositoryUnavailableError, match="not prepared yet"):
+        managers.find_many_nowait([alice.token_id])
+    for read in (managers.list_all, lambda: managers.find("alice")):
+        with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+            read()
+
+    assert managers.find("alice") == alice
+    assert managers.find_many_nowait([alice.token_id]) == [alice]
+
+
+def test_prepared_managers_gain_no_nonblocking_lookup() -> None:
+    inner = PreparedManagers(InMemoryManagers(InMemoryAuditTrail()), Preparation(lambda: None))
+
+    managers = prepare_managers_on_first_use(inner, Preparation(FailingAtFirst()))
+
+    assert not isinstance(managers, NonblockingManagers)
 
 
 def test_prepared_repository_gains_no_nonblocking_lookup() -> None:

@@ -18,6 +18,7 @@ from mlapi.domain.managers import (
     ManagerOutcome,
     Managers,
     ManagerTokenId,
+    NonblockingManagers,
     RemoveManager,
     RotateManager,
 )
@@ -83,6 +84,14 @@ class ManagersContract:
         times = [found.created_datetime, found.expires_datetime]
         assert times == [LATER, LATER]
         assert [time and time.utcoffset() for time in times] == [timedelta(0)] * 2
+
+    def test_managers_are_found_without_waiting(self, managers: Managers) -> None:
+        alice = added(managers)
+        managers.find_many([])  # opens a connection
+
+        if isinstance(managers, NonblockingManagers):
+            token_ids = [alice.token_id, *map(ManagerTokenId, UNKNOWN)]
+            assert managers.find_many_nowait(token_ids) == managers.find_many(token_ids)
 
     # --- changing
 

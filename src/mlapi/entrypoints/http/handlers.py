@@ -62,8 +62,8 @@ async def register_user(request: Request) -> Response:
     validate_content_headers(request.scope["headers"])
     client = connected_client(request.scope, request.receive)
     manager = request.scope.get(MANAGER)
-    if manager is None and find_manager_token(client.headers) is not None:
-        manager = await find_manager_with_token(client, runtime)
+    if manager is None and (token := find_manager_token(client.headers)) is not None:
+        manager = await find_manager_with_token(token, runtime)
     if manager is not None:
         check_role(manager, request.method, client.path)
     is_admin = partial(admin_policy.is_admin, client) if manager is None else lambda: True

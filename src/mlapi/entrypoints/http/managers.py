@@ -16,20 +16,18 @@ async def find_manager(client: Client, scope: Scope, receive: Receive) -> Manage
     Raises:
         ServiceUnavailableError, RepositoryUnavailableError: if the managers cannot be read.
     """
-    if find_manager_token(client.headers) is not None:
-        return await find_manager_with_token(client, scope["app"].state.runtime)
+    token = find_manager_token(client.headers)
+    if token is not None:
+        return await find_manager_with_token(token, scope["app"].state.runtime)
     return await find_manager_in_browser(scope, receive)
 
 
-async def find_manager_with_token(client: Client, runtime: Runtime) -> ManagerIdentity | None:
-    """Return the manager whose token a request contains, or None if it contains none that is valid.
+async def find_manager_with_token(token: str, runtime: Runtime) -> ManagerIdentity | None:
+    """Return the manager with this token, or None if it is unknown or has expired.
 
     Raises:
         ServiceUnavailableError, RepositoryUnavailableError: if the managers cannot be read.
     """
-    token = find_manager_token(client.headers)
-    if token is None:
-        return None
     try:
         return (await runtime.managers.identify(token)).identity
     except InvalidTokenError:

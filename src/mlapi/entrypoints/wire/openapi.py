@@ -15,14 +15,21 @@ import msgspec
 from mlapi import __version__
 from mlapi.domain.actors import MAX_ACTOR_CHARS
 from mlapi.domain.errors import InvalidFieldsError, MlapiError, UserExistsError
-from mlapi.domain.rules import MAX_USERNAME_CHARS
+from mlapi.domain.rules import MAX_EMAIL_CHARS, MAX_USERNAME_CHARS
 from mlapi.entrypoints.wire import examples, patterns
 from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_error_response
 from mlapi.entrypoints.wire.fields import describe_expiry
 from mlapi.entrypoints.wire.headers import FORM
 from mlapi.entrypoints.wire.operation import Operation
 from mlapi.entrypoints.wire.operations import OPERATIONS
-from mlapi.entrypoints.wire.queries import ACTIONS, DEFAULT_PAGE_SIZE, DEFAULT_USAGE_DAYS, MAX_PAGE_SIZE, STATES
+from mlapi.entrypoints.wire.queries import (
+    ACTIONS,
+    DEFAULT_PAGE_SIZE,
+    DEFAULT_USAGE_DAYS,
+    LIST_ORDERS,
+    MAX_PAGE_SIZE,
+    STATES,
+)
 from mlapi.entrypoints.wire.requests import UpdateUserRequest
 from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, ResponseBody, UserMessage
 
@@ -79,6 +86,24 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
             "maxLength": MAX_USERNAME_CHARS,
         },
     },
+    "plan": {
+        "description": "Only list users with this plan; `none` for users without a plan of their own.",
+        "schema": {"type": "string", "pattern": patterns.PLAN_NAME},
+        "example": "free",
+    },
+    "email": {
+        "description": "Only list users with this e-mail address, ignoring case.",
+        "schema": {"type": "string", "pattern": patterns.VISIBLE, "maxLength": MAX_EMAIL_CHARS},
+        "example": "ada@example.com",
+    },
+    "order": {
+        "description": "The order of the list; with `-` in front, the reverse order. The default is by id.",
+        "schema": {"type": "string", "enum": [sign + order for order in LIST_ORDERS for sign in ("", "-")]},
+    },
+    "before": {
+        "description": "`previous` of the next page. Only in lists with an `order`, and without `after`.",
+        "schema": {"type": "string"},
+    },
     "cost": {
         "description": "0 checks without counting the request.",
         "schema": {"type": "integer", "enum": [0, 1], "default": 1},
@@ -109,6 +134,10 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
     },
 }
 _QUERY_PARAMETERS_OF_OPERATIONS: Mapping[tuple[str, str], Schema] = {
+    ("list_users", "after"): {
+        "description": "`next` of the previous page: a number, or with an `order` a text. Omit it for the first page.",
+        "schema": {"type": "string"},
+    },
     ("usage", "after"): {
         **_QUERY_PARAMETERS["after"],
         "schema": {"type": "string", "pattern": patterns.USAGE_POSITION},

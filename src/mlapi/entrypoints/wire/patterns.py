@@ -24,6 +24,7 @@ USERNAME = f"^(?![{_SPACES}{_SPACES_WITH_MARKS}])[^{_INVISIBLE}]+(?<![{_SPACES}]
 PLAN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 API_KEY_NAME = f"^(?![{_SPACES}]+$)[^{_INVISIBLE}]+$"
 SEARCH = f"^(?:[^{_INVISIBLE}]{{2,}})?$"
+VISIBLE = f"^[^{_INVISIBLE}]+$"
 _LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
 _MONTH_AND_DAY = (
     "(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
