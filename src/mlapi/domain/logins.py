@@ -1,4 +1,4 @@
-"""Logins: when and from which address users have logged in with their password."""
+"""Logins: the time and address of each successful login with a password."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -38,8 +38,8 @@ class Logins(Protocol):
     def add(self, logins: Sequence[Login]) -> None:
         """Store logins durably, in any order.
 
-        Ignore those of users who do not exist, and those that are stored already: a caller may repeat them. A user has
-        at most one login at any microsecond. Removing a user also removes their logins.
+        Logins of unknown users are ignored. So are logins with the user and time of a stored one, so that callers may
+        retry. Removing a user also removes their logins.
         """
         ...
 

@@ -13,8 +13,9 @@ _PUBLIC_PATHS = frozenset({SIGN_IN_PATH, FORGOTTEN_PATH})
 
 
 class AccountAccess:
-    """An `AccessRule`: every page except the one to sign in needs the session of a user who is neither disabled nor
-    pending. Their access may have expired.
+    """An `AccessRule`: all pages except those before the sign-in need the session of a user.
+
+    Disabled and pending users have no session. Users whose access has expired may have one.
     """
 
     def is_public(self, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""The form with which users who have forgotten their password ask for a link by mail."""
+"""Mail a link to users who have forgotten their password."""
 
 from http import HTTPStatus
 
@@ -22,7 +22,7 @@ async def request_password_link(request: PageRequest) -> Response:
     name = request.form.get("username", "").strip()
     if not name:
         return _form(request, HTTPStatus.UNPROCESSABLE_ENTITY, "must not be empty")
-    if find_username_error(name) is None:  # otherwise, it is no username and no address
+    if find_username_error(name) is None:  # otherwise, no user has this name or address
         try:
             await request.runtime.executor.for_client(address).query(mailing.request_password, name, address)
         except TooManyAttemptsError as error:

@@ -1,4 +1,4 @@
-"""The forms with which users create and remove their own API keys."""
+"""Users create and remove their own API keys."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""The forms with which users change their password and their email address."""
+"""Users change their password and their email address."""
 
 from http import HTTPStatus
 

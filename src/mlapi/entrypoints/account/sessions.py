@@ -19,7 +19,7 @@ _NO_USER = UserId(0)
 
 @attrs.frozen(kw_only=True)
 class AccountSession(PageSession):
-    """The session of a user. ``form_key`` is a secret of this session, from which forms derive values."""
+    """The session of a user. ``form_key`` is a secret of this session; new API keys depend on it."""
 
     form_key: bytes = attrs.field(repr=False)
 
