@@ -102,6 +102,15 @@ def test_every_page_is_visited(tabs: dict[str, Tab], world: World) -> None:
     assert pages == set(), "add a Visit for each of these pages"
 
 
+def test_list_needs_one_request_besides_style_and_script(tabs: dict[str, Tab]) -> None:
+    page, kinds = tabs["admin"].page, list[str]()
+    page.on("request", lambda request: kinds.append(request.resource_type))
+
+    page.goto("/console", wait_until="networkidle")
+
+    assert sorted(kinds) == ["document", "script", "stylesheet"]
+
+
 def test_axe_is_unmodified() -> None:
     vendored = tomllib.loads(AXE.joinpath("VENDORED.toml").read_text("utf-8"))
 
