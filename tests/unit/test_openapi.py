@@ -124,6 +124,7 @@ def test_only_the_listed_operations_are_open_to_non_admins() -> None:
         "/health/live",
         "/health/ready",
         "/password-link",
+        "/password-reset",
         "/token",
         "/token_status",
         "/token_status/{token:path}",
