@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.outbox import SqlOutbox
 from mlapi.bootstrap import check_mail, open_service, send_test_mail, sending_mail
 from mlapi.config import load_settings
 from mlapi.domain.errors import ConfigurationError
@@ -184,3 +186,11 @@ def test_mails_are_counted_in_the_metrics() -> None:
 
     assert 'mlapi_mails_total{result="sent"} 1.0' in text
     assert "mlapi_mails_queued 3.0" in text
+
+
+def test_mail_that_another_process_has_just_claimed_is_skipped(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "read", lambda _work: "a mail is due")
+
+    assert SqlOutbox(database).claim(now=utc_now(), until=utc_now()) is None

@@ -1,7 +1,7 @@
-"""Start processes that send mail, and kill each one after a random time.
+"""Start processes that send mail, and kill each one shortly after it has begun to send.
 
-Run as a program with one JSON argument: the database's URL, the port of the mail server, the number of kills and the
-seed of the random times.
+Run as a program with one JSON argument: the database's URL, the folder and the port of the mail server, the number
+of kills and the seed of the random times.
 """
 
 import json
@@ -22,7 +22,8 @@ from mlapi.application.mail_sender import MailSender, SenderTimes
 
 SERVICE = "https://api.example.com"
 LEASE = timedelta(seconds=2)
-_MAX_SECONDS_UNTIL_KILL = 0.5
+_MAX_SECONDS_UNTIL_KILL = 0.03
+_MAX_SECONDS_UNTIL_SENT = 5.0
 
 
 def make_sender(storage: SqlStorage, port: int) -> MailSender:
@@ -37,18 +38,27 @@ def make_sender(storage: SqlStorage, port: int) -> MailSender:
     )
 
 
-def main(url: str, port: int, kills: int, seed: int) -> None:
+def main(url: str, folder: str, port: int, kills: int, seed: int) -> None:
     """Fork one process after another, and kill each one."""
     times = random.Random(seed)
     for _ in range(kills):
+        sent = _count(folder)
         child = os.fork()
         if child == 0:
             make_sender(SqlStorage.from_url(url), port).start()
             time.sleep(60)
             os._exit(1)
-        time.sleep(times.uniform(0.005, _MAX_SECONDS_UNTIL_KILL))
+        give_up_at = time.monotonic() + _MAX_SECONDS_UNTIL_SENT
+        while _count(folder) == sent and time.monotonic() < give_up_at:
+            time.sleep(0.002)
+        time.sleep(times.uniform(0, _MAX_SECONDS_UNTIL_KILL))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def _count(folder: str) -> int:
+    """Return how many mails the server has accepted."""
+    return sum(name.endswith(".mail") for name in os.listdir(folder))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.domain.errors import LinkNotFoundError, MlapiError
 from mlapi.domain.links import RedeemLink, Redemption, parse_link_token
 from mlapi.domain.users import utc_now
-from tests.mail_server import Behavior, MailServer
+from tests.mail_server import MailServer
 from tests.torture.conftest import Report, ShortOrFull
 from tests.torture.mail_senders import make_sender
 from tests.waiting import wait_until
@@ -26,10 +26,19 @@ PROCESSES = 2
 ROOT = Path(__file__).parents[2]
 
 
-def kill_senders(url: URL, port: int, kills: int) -> None:
+def kill_senders(url: URL, mail_server: MailServer, kills: int) -> None:
     """Run processes that send mail, and kill them the given number of times in all."""
     text = url.render_as_string(hide_password=False)
-    options = [{"url": text, "port": port, "kills": kills // PROCESSES, "seed": number} for number in range(PROCESSES)]
+    options = [
+        {
+            "url": text,
+            "folder": str(mail_server.folder),
+            "port": mail_server.port,
+            "kills": kills // PROCESSES,
+            "seed": number,
+        }
+        for number in range(PROCESSES)
+    ]
     killers = [
         subprocess.Popen([sys.executable, "-m", "tests.torture.mail_senders", json.dumps(each)], cwd=ROOT)
         for each in options
@@ -61,12 +70,12 @@ def test_killed_senders_lose_no_mail(
     storage = SqlStorage(Database(durable_url))
     storage.prepare(may_upgrade=True)
     users = Users(storage.users, PlainCipher(), sends_mail=True)
-    addresses = {f"user{number}@example.com" for number in range(4 * kills)}
+    addresses = {f"user{number}@example.com" for number in range(5 * kills)}
     for address in addresses:
         users.invite(username=address.partition("@")[0], email=address)
 
-    with MailServer(tmp_path_factory.mktemp("mail"), Behavior(greylist=True)) as mail_server:
-        kill_senders(durable_url, mail_server.port, kills)
+    with MailServer(tmp_path_factory.mktemp("mail")) as mail_server:
+        kill_senders(durable_url, mail_server, kills)
         sent_before = len(mail_server.deliveries())
         sender = make_sender(storage, mail_server.port)
         sender.start()

@@ -443,6 +443,7 @@ def test_thread_sends_mail_until_it_is_closed(world: World) -> None:
 
     sender.close()
     world.invite("bob")
+    sender.send_due()
 
     assert len(world.sent()) == 1
     assert len(world.waiting()) == 1

@@ -33,6 +33,8 @@ _MAX_ERROR_CHARS = 200
 
 _OK, _CLOSING, _ACCEPTED_RECIPIENT = 250, 421, frozenset({250, 251})
 _NEEDS_SIGN_IN = frozenset({530, 534, 535, 538})  # RFC 4954, section 6
+_AUTHENTICATIONS = frozenset({"CRAM-MD5", "PLAIN", "LOGIN"})
+"""The kinds that the client knows."""
 _PERMANENT, _INVALID = 500, 600
 _ADDRESS = re.compile(r"<?[^\s<>]*@[^\s<>]*>?")
 _LINK_TOKEN = re.compile(r"mlapi-link_\w+")
@@ -252,18 +254,16 @@ def _start_tls(client: smtplib.SMTP, server: SmtpServer) -> None:
 
 
 def _sign_in(client: smtplib.SMTP, username: str, password: str) -> None:
+    if _AUTHENTICATIONS.isdisjoint(client.esmtp_features.get("auth", "").split()):
+        raise MailServerError(
+            "it does not let clients sign in on this port: use its submission port, often 587, or remove the user and"
+            " password from mail.url"
+        )
     try:
         client.login(username, password)
     except smtplib.SMTPAuthenticationError as error:
         raise MailServerError(
             f"it rejects the user or the password in mail.url ({error.smtp_code})", error.smtp_code
-        ) from None
-    except (smtplib.SMTPServerDisconnected, smtplib.SMTPResponseException):
-        raise
-    except smtplib.SMTPException:  # it offers no authentication, or none that this client knows
-        raise MailServerError(
-            "it does not let clients sign in on this port: use its submission port, often 587, or remove the user and"
-            " password from mail.url"
         ) from None
 
 
@@ -288,10 +288,8 @@ def _translated(server: SmtpServer) -> Iterator[None]:
         raise _reply_error(
             error.smtp_code, error.smtp_error, is_about_mail=isinstance(error, smtplib.SMTPDataError)
         ) from None
-    except smtplib.SMTPServerDisconnected:
+    except smtplib.SMTPException:
         raise MailServerError("it closed the connection, or did not reply in time") from None
-    except smtplib.SMTPException as error:
-        raise MailServerError(f"it does not follow the protocol ({type(error).__name__})") from None
     except TimeoutError:
         raise MailServerError(f"{server.host}:{server.port} does not reply: check mail.url and the network") from None
     except OSError as error:
