@@ -12,6 +12,7 @@ import sys
 import time
 from datetime import timedelta
 from email.headerregistry import Address
+from pathlib import Path
 
 from mlapi import Users
 from mlapi.adapters.mail_templates import TemplateComposer
@@ -58,7 +59,7 @@ def main(url: str, folder: str, port: int, kills: int, seed: int) -> None:
 
 def _count(folder: str) -> int:
     """Return how many mails the server has accepted."""
-    return sum(name.endswith(".mail") for name in os.listdir(folder))
+    return sum(1 for _ in Path(folder).glob("*.mail"))
 
 
 if __name__ == "__main__":
