@@ -31,6 +31,7 @@ class Page(HTMLParser):
         self._open: list[str] = []
         self._text: list[tuple[str, str]] = []
         self._form: Form | None = None
+        self._outside: set[str] = set()  # the names of fields with a form attribute
         self._label_parts: list[str] | None = None
         self._href = ""
         self.feed(response.text)
@@ -61,7 +62,7 @@ class Page(HTMLParser):
         """Fill in a form and press its button, as if the page had been open for more than a second."""
         form = self.form(button)
         fields = {"shown_notice": "", **fields} if "shown_notice" in form.fields else fields
-        assert fields.keys() <= form.fields.keys()
+        assert fields.keys() <= form.fields.keys() | self._outside
         url, filled = urljoin(str(self.response.url), form.action), {**form.fields, **fields}
         if form.method == "get":
             return Page(self.client, self.client.get(url, params=filled))
@@ -79,6 +80,8 @@ class Page(HTMLParser):
             self.forms.append(self._form)
         elif tag in {"a", "button"}:
             self._label_parts, self._href = [], attributes.get("href", "")
+        elif tag == "input" and "form" in attributes:
+            self._outside.add(attributes["name"])
         elif tag in {"input", "select", "textarea"} and self._form is not None:
             self._form.fields[attributes["name"]] = attributes.get("value", "")
         elif tag == "option" and "selected" in attributes and self._form is not None:

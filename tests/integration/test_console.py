@@ -25,6 +25,7 @@ from mlapi.bootstrap import in_memory_access
 from mlapi.config import HttpSettings
 from mlapi.domain.commands import AddApiKey, Command, Outcome, Remove
 from mlapi.domain.errors import ChangeRejectedError, ConfigurationError, SearchUnavailableError
+from mlapi.domain.lists import ListedUser
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.sessions import LIFETIME_SECONDS
 from mlapi.entrypoints.admin import AdminPolicy
@@ -456,7 +457,7 @@ def test_local_form_from_another_site_or_a_proxy_is_rejected(
         (b"csrf_token=x&csrf_token=x", "application/x-www-form-urlencoded", 422),
         (b"csrf_token=%ff", "application/x-www-form-urlencoded", 422),
         (b"csrf_token=\xff", "application/x-www-form-urlencoded", 422),
-        (b"&".join(b"a%d=" % number for number in range(30)), "application/x-www-form-urlencoded", 422),
+        (b"&".join(b"a%d=" % number for number in range(51)), "application/x-www-form-urlencoded", 422),
         (b'{"csrf_token": "x"}', "application/json", 422),
         (b"csrf_token=x", "text/plain", 422),
         (b"a=" + b"x" * 17_000, "application/x-www-form-urlencoded", 413),
@@ -490,22 +491,25 @@ def listed_names(page: Page) -> list[str]:
 def test_empty_user_list_shows_a_message(local: TestClient) -> None:
     page = open_page(local)
 
-    assert "No users yet." in page.text
-    assert "No users were registered or removed." in page.text
+    assert "No users yet. Add a user" in page.text
+    assert "No users were registered or removed." in open_page(local, "/activity").text
 
 
 def test_user_list_is_paginated(local: TestClient, users: Users) -> None:
-    names = [user.username for user in register_users(users, 60)]
+    names = [user.username for user in register_users(users, 60)][::-1]
 
     first = open_page(local)
     second = first.follow("Next page")
     third = second.follow("Next page")
 
     assert listed_names(first) + listed_names(second) + listed_names(third) == names
-    assert "25 users on this page, more on the next page." in first.text
-    assert "10 users on this page." in third.text
-    assert [name for name in third.links if "page" in name] == ["First page"]
+    assert "1–25 of 60 users." in first.text
+    assert "51–60 of 60 users." in third.text
+    assert [name for name in third.links if "page" in name] == ["First page", "Previous page"]
     assert listed_names(third.follow("First page")) == listed_names(first)
+    previous = third.follow("Previous page")
+    assert (listed_names(previous), "26–50 of 60 users." in previous.text) == (listed_names(second), True)
+    assert listed_names(previous.follow("Previous page")) == listed_names(first)
 
 
 def test_user_list_can_be_searched_and_filtered(local: TestClient, users: Users) -> None:
@@ -518,9 +522,9 @@ def test_user_list_can_be_searched_and_filtered(local: TestClient, users: Users)
     further = disabled.follow("Next page")
     no_match = page.send("Search", q="nobody")
 
-    assert (listed_names(page), "1 user." in page.text) == (["Grace"], True)
+    assert (listed_names(page), "1–1 of 1 user." in page.text) == (["Grace"], True)
     assert listed_names(disabled) + listed_names(further) == [f"user{number:02}" for number in range(0, 60, 2)]
-    assert further.form("Search").fields == {"q": "user", "state": "disabled"}
+    assert further.form("Search").fields == {"q": "user", "state": "disabled", "order": ""}
     assert [further.response.url.params["q"], further.response.url.params["state"]] == ["user", "disabled"]
     assert further.links["First page"] == f"{CONSOLE_PATH}?q=user&state=disabled"
     assert "No matching users." in no_match.text
@@ -539,7 +543,7 @@ def test_single_character_gets_a_hint_and_the_whole_list(local: TestClient, ada:
 
     assert (page.response.status_code, listed_names(page)) == (200, ["ada"])
     assert "Type at least 2 characters to search." in page.text
-    assert page.form("Search").fields == {"q": "x", "state": ""}
+    assert page.form("Search").fields == {"q": "x", "state": "", "order": "-created"}
 
 
 def test_first_page_of_a_large_table_shows_names_with_the_prefix(
@@ -579,14 +583,14 @@ def test_search_while_others_are_running_keeps_the_page(users: Users, ada: User)
     assert (listed.response.status_code, listed_names(listed), listed.find_all("figure")) == (200, ["ada"], [])
     assert (busy.response.status_code, busy.response.headers["retry-after"]) == (503, "1")
     assert "Two other searches are running: try again in a moment." in busy.text
-    assert busy.form("Search").fields == {"q": "ada", "state": ""}
+    assert busy.form("Search").fields == {"q": "ada", "state": "", "order": ""}
 
 
 def test_rejected_search_starts_no_other_search(local: TestClient, ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
     async def reject(*_arguments: object) -> None:
         raise SearchUnavailableError("Two other searches are running")
 
-    monkeypatch.setattr("mlapi.entrypoints.console.users.list_users", reject)
+    monkeypatch.setattr("mlapi.entrypoints.console.user_list.list_users", reject)
 
     page = open_page(local, "?q=ada")
 
@@ -610,12 +614,12 @@ def test_chart_has_a_text_alternative(local: TestClient, users: Users) -> None:
     register_users(users, 5)
     users.remove(user_id=UserId(1))
 
-    page = open_page(local)
+    page = open_page(local, "/activity")
 
-    assert "Total 4 Registered 5 Removed 1" in page.text
-    assert "Bar chart of the last 30 days: 5 registered, 1 removed." in page.response.text
+    assert "Registered 4 Removed 1" in page.text
+    assert "Bar chart of the last 30 days: 4 registered, 1 removed." in page.response.text
     (counted,) = re.findall(r'<tbody><tr><th scope="row">(.*?)</td></tr></tbody>', page.response.text)
-    assert re.sub(r"<[^>]*>", " ", counted).split()[-2:] == ["5", "1"]
+    assert re.sub(r"<[^>]*>", " ", counted).split()[-2:] == ["4", "1"]
     assert [rect["class"] for rect in page.find_all("rect") if rect.get("class") in {"up", "down"}] == ["up", "down"]
 
 
@@ -1348,12 +1352,12 @@ def test_unavailable_database_is_reported_with_503(caplog: pytest.LogCaptureFixt
 
 
 class UnusableRepository(UnavailableRepository):
-    def list_page(self, **_arguments: object) -> list[User]:
+    def list_sorted(self, *_orders: object, **_arguments: object) -> list[ListedUser]:
         raise ConfigurationError("details that belong in the log")
 
 
 class BrokenRepository(UnavailableRepository):
-    def list_page(self, **_arguments: object) -> list[User]:
+    def list_sorted(self, *_orders: object, **_arguments: object) -> list[ListedUser]:
         raise ZeroDivisionError("a bug")
 
 
@@ -1367,7 +1371,7 @@ class BusyRepository(InMemoryUserRepository):
         super().__init__()
         self.audit = BusyAuditTrail()
 
-    def list_page(self, **_arguments: object) -> list[User]:
+    def list_sorted(self, *_orders: object, **_arguments: object) -> list[ListedUser]:
         raise SearchUnavailableError("Two other searches are running: try again in a moment")
 
 

@@ -1,6 +1,6 @@
 """Parts of the console: sessions, access to pages, and the chart."""
 
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from urllib.parse import quote, quote_plus, unquote_to_bytes
 
 import attrs
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlapi.domain.audit import DailyCount
+from mlapi.application.user_reports import DAYS, ChangesPerDay
 from mlapi.entrypoints.http.signatures import MAX_COOKIE_CHARS
 from mlapi.entrypoints.pages import Notice, Undo
-from mlapi.entrypoints.pages.chart import DAYS, HEIGHT, Bar, Day, chart_start, make_bar_chart, make_chart
+from mlapi.entrypoints.pages.chart import HEIGHT, Bar, Day, make_bar_chart, make_chart
 from mlapi.entrypoints.pages.notices import MAX_NOTICE_CHARS, NOTICE_SECONDS, SETTLE_SECONDS, Notices
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
@@ -171,21 +171,10 @@ TODAY = date(2026, 11, 24)
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
-def test_chart_starts_at_midnight_utc_on_its_first_day() -> None:
-    just_after = datetime(2026, 11, 25, 0, 30, tzinfo=timezone(timedelta(hours=1)))
-
-    assert chart_start(NOON) == chart_start(just_after) == datetime(2026, 10, 26, tzinfo=UTC)
-
-
 def test_chart_shows_registrations_above_removals() -> None:
-    counts = [
-        DailyCount(TODAY, "register", 6),
-        DailyCount(TODAY, "remove", 2),
-        DailyCount(TODAY, "disable", 50),
-        DailyCount(TODAY - timedelta(days=1), "register", 3),
-    ]
+    changes = ChangesPerDay({TODAY: 6, TODAY - timedelta(days=1): 3}, {TODAY: 2})
 
-    chart = make_chart(counts, NOON)
+    chart = make_chart(changes, TODAY)
 
     assert (len(chart.days), chart.registered, chart.removed, chart.baseline) == (DAYS, 9, 2, 72)
     assert chart.days[-3:] == [
@@ -196,13 +185,13 @@ def test_chart_shows_registrations_above_removals() -> None:
 
 
 def test_smallest_bar_stays_visible() -> None:
-    counts = [DailyCount(TODAY, "register", 100_000), DailyCount(TODAY - timedelta(days=1), "register", 1)]
+    changes = ChangesPerDay({TODAY: 100_000, TODAY - timedelta(days=1): 1}, {})
 
-    assert [day.up for day in make_chart(counts, NOON).days[-2:]] == [2, HEIGHT]
+    assert [day.up for day in make_chart(changes, TODAY).days[-2:]] == [2, HEIGHT]
 
 
 def test_empty_chart_has_its_baseline_at_the_bottom() -> None:
-    chart = make_chart([], NOON)
+    chart = make_chart(ChangesPerDay({}, {}), TODAY)
 
     assert (chart.registered, chart.removed, chart.baseline) == (0, 0, HEIGHT)
 

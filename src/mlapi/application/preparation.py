@@ -296,6 +296,9 @@ class PreparedRepository:
     def count_states(self, at: datetime) -> StateCounts:
         return self._prepared().count_states(at)
 
+    def count_registrations(self, *, since: datetime) -> dict[date, int]:
+        return self._prepared().count_registrations(since=since)
+
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return self._prepared().find_principals(ids)
 

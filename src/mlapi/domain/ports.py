@@ -4,7 +4,7 @@ The contract suites in `mlapi.testing` check them. The service calls every metho
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Protocol, runtime_checkable
 
 from mlapi.domain.attempts import Attempt, WindowCount
@@ -169,6 +169,16 @@ class UserRepository(Protocol):
 
     def count_states(self, at: datetime) -> StateCounts:
         """Return the number of users in each state at this time, all counted at the same moment.
+
+        Raises:
+            SearchUnavailableError: see `list_page`.
+        """
+        ...
+
+    def count_registrations(self, *, since: datetime) -> dict[date, int]:
+        """Return how many of the existing users were registered on each day, in UTC, at ``since`` or later.
+
+        Imported users count on the day of their original registration. Days without registrations are omitted.
 
         Raises:
             SearchUnavailableError: see `list_page`.

@@ -1,7 +1,7 @@
 """Fakes for tests: a clock that stands still, plans and usage, an unavailable database, and a user with a token."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import attrs
 
@@ -163,6 +163,9 @@ class UnavailableRepository:
         raise RepositoryUnavailableError("simulated outage")
 
     def count_states(self, at: datetime) -> StateCounts:
+        raise RepositoryUnavailableError("simulated outage")
+
+    def count_registrations(self, *, since: datetime) -> dict[date, int]:
         raise RepositoryUnavailableError("simulated outage")
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:

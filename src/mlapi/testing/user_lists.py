@@ -1,6 +1,6 @@
 """The contract of `UserRepository` for sorted lists and counts, and of `Storage` for the activity in them."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from mlapi.testing.samples import (
     registration,
 )
 
+DAY = timedelta(days=1)
 ORDERS: tuple[UserOrder, ...] = ("created", "name", "expires", "seen")
 
 
@@ -145,6 +146,16 @@ class UserListContract:
         assert found(True, state="active") == [4, 3, 0]
         assert found(False, state="disabled") == [5]
         assert found(False, expires_before=LATER) == [5, 2, 1]
+
+    def test_registrations_are_counted_by_their_day(self, repository: UserRepository) -> None:
+        created = [NOON - 2 * DAY, NOON - DAY, NOON - DAY + MINUTE, NOON]
+        for number, at in enumerate(created):
+            registered(repository, f"user{number}", created=at)
+
+        assert repository.count_registrations(since=NOON - DAY) == {
+            (NOON - DAY).date(): 2,
+            NOON.date(): 1,
+        }
 
     def test_users_are_counted_by_state(self, repository: UserRepository) -> None:
         ends = [None, LATER, NOON, NOON]

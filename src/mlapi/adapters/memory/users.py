@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cmp_to_key
 
 import attrs
@@ -222,6 +222,12 @@ class InMemoryUserRepository:
         with self._lock:
             counts = Counter(user.state_at(at) for user in self._users.values())
         return StateCounts(**{str(state): count for state, count in counts.items()})
+
+    def count_registrations(self, *, since: datetime) -> dict[date, int]:
+        with self._lock:
+            return Counter(
+                user.created_datetime.date() for user in self._users.values() if user.created_datetime >= since
+            )
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         with self._lock:

@@ -1,11 +1,11 @@
 """A user repository in SQLite or PostgreSQL."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from functools import partial
 
 import attrs
-from sqlalchemy import bindparam, select
+from sqlalchemy import Date, bindparam, func, select, type_coerce
 
 from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.adapters.sql.database import BatchRejectedError, Database
@@ -35,6 +35,12 @@ _SELECT_BY_PREFIX = (
     .where(users.c.username_key >= bindparam("prefix"), users.c.username_key < bindparam("prefix_end"))
     .order_by(users.c.username_key)
     .limit(bindparam("limit"))
+)
+_REGISTRATION_DAY = type_coerce(func.date(users.c.created_datetime), Date)
+_REGISTRATIONS = (
+    select(_REGISTRATION_DAY, func.count())
+    .where(users.c.created_datetime >= bindparam("since"))
+    .group_by(_REGISTRATION_DAY)
 )
 _LAST_CODE_POINT = "\U0010ffff"
 _SELECT_API_KEYS = (
@@ -146,6 +152,10 @@ class SqlUserRepository:
 
     def count_states(self, at: datetime) -> StateCounts:
         return self._database.browse(partial(self._database.dialect.count_states, at=at))
+
+    def count_registrations(self, *, since: datetime) -> dict[date, int]:
+        rows = self._database.browse(lambda connection: connection.execute(_REGISTRATIONS, {"since": since}).all())
+        return {day: count for day, count in rows}  # noqa: C416 - rows are not tuples
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return self._database.read_batch(partial(self._database.dialect.find_principals, ids=ids))

@@ -16,6 +16,7 @@ from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.users import User, UserId
 from mlapi.entrypoints.console.user_page import errors_by_field
 from mlapi.entrypoints.pages import PageRequest, render_page
+from mlapi.entrypoints.pages.chart import make_chart
 from mlapi.entrypoints.wire import queries
 
 ENTRIES_PER_PAGE = 50
@@ -59,10 +60,12 @@ async def show_activity(request: PageRequest) -> Response:
         read = partial(read_activity, request.runtime.users, matching, after=after, newer_than=newer_than)
         is_search = matching != AuditFilter(is_folded=True)
         page = await (request.search(read) if is_search else request.runtime.executor.read_page(read))
+    changes = None if filters or page.has_newer else await request.runtime.changes_per_day.read()
     return render_page(
         request,
         "activity.html",
         status,
+        chart=None if changes is None else make_chart(changes, request.runtime.users.now().date()),
         **attrs.asdict(page, recurse=False),
         user_id=matching.user_id,
         filters=filters,

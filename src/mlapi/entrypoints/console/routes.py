@@ -2,9 +2,10 @@
 
 from starlette.routing import Route
 
-from mlapi.entrypoints.console import user_forms, users
+from mlapi.entrypoints.console import bulk, user_forms, user_list, users
 from mlapi.entrypoints.console.access import CONSOLE, LOGIN_PATH, LOGOUT_PATH, PAGE_TOKEN_PATH, SESSIONS_PATH
 from mlapi.entrypoints.console.activity import show_activity
+from mlapi.entrypoints.console.downloads import download_users
 from mlapi.entrypoints.console.keys import add_key, remove_key
 from mlapi.entrypoints.console.login import LoginPage, log_out
 from mlapi.entrypoints.console.managers import (
@@ -32,8 +33,8 @@ def console_routes() -> list[Route]:
     return site_routes(
         CONSOLE,
         [
-            Route(CONSOLE_PATH, users.show_users, methods=["GET"]),
-            Route(f"{CONSOLE_PATH}/", users.redirect_to_users, methods=["GET"]),
+            Route(CONSOLE_PATH, user_list.show_users, methods=["GET"]),
+            Route(f"{CONSOLE_PATH}/", user_list.redirect_to_users, methods=["GET"]),
             Route(f"{CONSOLE_PATH}{LOGIN_PATH}", LoginPage(), methods=_GET_AND_POST),
             Route(f"{CONSOLE_PATH}{LOGOUT_PATH}", log_out, methods=["POST"]),
             Route(sessions, show_sessions, methods=["GET"]),
@@ -47,6 +48,9 @@ def console_routes() -> list[Route]:
             Route(f"{CONSOLE_PATH}/activity", show_activity, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/usage", show_usage, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/users/new", users.add_user, methods=_GET_AND_POST),
+            Route(f"{CONSOLE_PATH}/users.csv", download_users, methods=["GET"]),
+            Route(f"{CONSOLE_PATH}{bulk.SELECT_PATH}", bulk.select_users, methods=_GET_AND_POST),
+            Route(f"{CONSOLE_PATH}{bulk.CHANGE_PATH}", bulk.change_users, methods=_GET_AND_POST),
             Route(user, show_user, methods=["GET"]),
             Route(f"{user}/enabled", users.set_enabled, methods=_GET_AND_POST),
             Route(f"{user}/profile", user_forms.set_profile, methods=_GET_AND_POST),

@@ -4,6 +4,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from functools import partial
 
 import attrs
 from starlette.applications import Starlette
@@ -20,11 +21,13 @@ from mlapi.application.mailing import Mailing
 from mlapi.application.managers import AsyncManagers, ManagerRegistry
 from mlapi.application.registration import AsyncRegistration
 from mlapi.application.sessions import SessionRegistry
+from mlapi.application.user_reports import ChangesPerDay, count_changes
 from mlapi.application.users import Users
 from mlapi.bootstrap import async_guard, open_service, retention, sending_mail
 from mlapi.config import MAX_OWN_API_KEYS, load_settings
 from mlapi.domain.actors import Actor
 from mlapi.domain.addresses import Network
+from mlapi.domain.lists import StateCounts
 from mlapi.domain.logins import Logins
 from mlapi.domain.usage import UsageRepository
 from mlapi.domain.users import Pending
@@ -33,6 +36,7 @@ from mlapi.entrypoints.http.cors import CorsPolicy
 from mlapi.entrypoints.http.executor import PoolExecutor
 from mlapi.entrypoints.http.metrics import Metrics
 from mlapi.entrypoints.http.peers import connected_client
+from mlapi.entrypoints.http.user_counts import BackgroundCount
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.paths import LINKS_PATH, base_path
@@ -57,6 +61,8 @@ class Runtime:
         guard: checks tokens and API keys.
         usage: stores the usage of the users.
         logins: stores the logins of the users; None if they are not recorded.
+        user_counts: counts the users by state.
+        changes_per_day: counts recent registrations and removals.
         executor: queries the users, hashes passwords and applies commands without blocking the event loop.
         metrics: the metrics of this process.
         trusted_proxies: proxies whose headers may set the client address, the scheme and the request id.
@@ -77,6 +83,8 @@ class Runtime:
     guard: AsyncGuard
     usage: UsageRepository
     logins: Logins | None
+    user_counts: BackgroundCount[StateCounts]
+    changes_per_day: BackgroundCount[ChangesPerDay]
     executor: PoolExecutor
     metrics: Metrics
     trusted_proxies: Sequence[Network]
@@ -109,6 +117,10 @@ class Runtime:
     ) -> "Runtime":
         resources, metrics = ExitStack(), Metrics(lambda: access.guard.decisions)
         executor = PoolExecutor.from_users(users, on_committed=metrics.count_commands)
+        counts = BackgroundCount(lambda: users.repository.count_states(users.now()))
+        changes = BackgroundCount(partial(count_changes, users))
+        resources.callback(counts.close)
+        resources.callback(changes.close)
         return cls(
             users=users,
             managers=AsyncManagers(managers),
@@ -126,6 +138,8 @@ class Runtime:
             guard=resources.enter_context(async_guard(access.guard)),
             usage=usage,
             logins=access.logins,
+            user_counts=counts,
+            changes_per_day=changes,
             executor=executor,
             metrics=metrics,
             trusted_proxies=trusted_proxies,

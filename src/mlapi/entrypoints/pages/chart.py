@@ -1,14 +1,12 @@
 """Bar charts of numbers per day: their coordinates for an inline SVG."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, timedelta
 
 import attrs
 
-from mlapi.domain.audit import DailyCount
+from mlapi.application.user_reports import DAYS, ChangesPerDay
 
-DAYS = 30
-"""The number of days in the chart, which ends today in UTC."""
 WIDTH, HEIGHT = 600, 96
 """The size of the drawing in SVG units."""
 _SLOT_WIDTH = WIDTH // DAYS
@@ -47,23 +45,11 @@ class Chart:
         return sum(day.removed for day in self.days)
 
 
-def chart_start(now: datetime) -> datetime:
-    """Return the start of the first day in the chart."""
-    return datetime.combine(now.astimezone(UTC).date() - timedelta(days=DAYS - 1), time(), UTC)
-
-
-def make_chart(counts: Sequence[DailyCount], now: datetime) -> Chart:
-    """Return the chart that ends today.
-
-    Args:
-        counts: the number of audited actions per day since `chart_start`.
-        now: the current time.
-    """
-    count_of = {(count.day, count.action): count.count for count in counts}
-    first = chart_start(now).date()
-    days = [first + timedelta(days=number) for number in range(DAYS)]
-    registered = [count_of.get((day, "register"), 0) for day in days]
-    removed = [count_of.get((day, "remove"), 0) for day in days]
+def make_chart(changes: ChangesPerDay, today: date) -> Chart:
+    """Return the chart of the last `DAYS` days."""
+    days = [today - timedelta(days=DAYS - 1 - number) for number in range(DAYS)]
+    registered = [changes.registered.get(day, 0) for day in days]
+    removed = [changes.removed.get(day, 0) for day in days]
     scale = HEIGHT / max(1, max(registered) + max(removed))
     return Chart(
         baseline=round(HEIGHT - max(removed) * scale),

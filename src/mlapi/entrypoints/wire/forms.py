@@ -5,7 +5,7 @@ from binascii import a2b_qp
 
 from mlapi.entrypoints.wire.errors import UnreadableBodyError
 
-_MAX_FIELDS = 20
+_MAX_FIELDS = 50  # a list has a field for each selected user
 _INVALID_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|[\r\n]")
 
 
