@@ -96,7 +96,7 @@ def stay_a_stranger(page: Page, world: World) -> None:
 ROLES: Mapping[str, Callable[[Page, World], None]] = {
     "stranger": stay_a_stranger,
     "admin": sign_in_as_manager("alice"),
-    "viewer": sign_in_as_manager("m" * 64),
+    "viewer": sign_in_as_manager("bob"),
     "user": sign_in_as_user("ada"),
     "user with a long name": sign_in_as_user("longest"),
     "expired user": sign_in_as_user("claude"),
