@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL, Connection
 
-from mlapi import RepositoryUnavailableError, User
+from mlapi import RepositoryUnavailableError, User, UserId
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.bootstrap import Service, async_guard, open_service
@@ -128,6 +128,8 @@ OPERATIONS: dict[str, Operation] = {
     "library: reencrypt": lambda opened: list(opened.service.users.reencrypt()),
     "library: count": lambda opened: opened.service.users.repository.count(),
     "audit per day": lambda opened: opened.storage.users.audit.count_per_day(since=utc_now() - timedelta(days=1)),
+    "audit of a bulk request": lambda opened: opened.storage.users.audit.count_bulk(["request"], limit=9),
+    "audit of removals": lambda opened: opened.storage.users.audit.find_removals([UserId(1)]),
     "audit retention": lambda opened: opened.storage.users.audit.purge(before=utc_now() - timedelta(days=1), limit=9),
     "prepare": lambda opened: opened.storage.prepare(may_upgrade=False),
     "upgrade": upgrade,

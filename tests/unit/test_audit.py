@@ -42,9 +42,16 @@ from mlapi.domain.commands import (
     UpdateUser,
     UserChange,
 )
-from mlapi.domain.errors import LinkNotAllowedError, LinkNotFoundError, TooManyApiKeysError, UserChangedError
+from mlapi.domain.errors import (
+    LinkNotAllowedError,
+    LinkNotFoundError,
+    RepositoryUnavailableError,
+    TooManyApiKeysError,
+    UserChangedError,
+)
 from mlapi.domain.links import AddLink, Link, LinkId, RedeemLink, Redemption
 from mlapi.domain.users import EncryptedPassword
+from mlapi.testing import UnavailableRepository
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 ADA = UserId(7)
@@ -115,6 +122,15 @@ def test_rejected_anonymous_registration_is_not_audited(outcome: Outcome) -> Non
     entry = make_audit_entry(command, outcome)
 
     assert (entry is None) == isinstance(outcome, UserExistsError)
+
+
+def test_unavailable_audit_trail_raises_an_error() -> None:
+    trail = UnavailableRepository().audit
+
+    with pytest.raises(RepositoryUnavailableError):
+        trail.count_bulk(["request-7"], limit=1)
+    with pytest.raises(RepositoryUnavailableError):
+        trail.find_removals([ADA])
 
 
 def test_name_of_a_removed_user_is_kept_if_configured() -> None:

@@ -296,6 +296,7 @@ class AuditTrailContract:
         assert len(repository.audit.list_page(limit=10, after=AuditId(10**30))) == 1
         assert repository.audit.list_page(limit=10, newer_than=AuditId(10**30)) == []
         assert repository.audit.find_removals(UNKNOWN_IDS) == []
+        assert repository.audit.find_removals([UserId(10**30)]) == []
         assert repository.audit.list_page(limit=10, matching=AuditFilter(actor="a\0b")) == []
         assert repository.audit.list_page(limit=10, after=AuditId(0)) == []
 
