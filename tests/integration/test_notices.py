@@ -1,5 +1,8 @@
 """Notices: they name what has changed and undo it, and a double click acts once."""
 
+import asyncio
+
+import httpx2
 import pytest
 from starlette.testclient import TestClient
 
@@ -7,9 +10,11 @@ from mlapi import User, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.http import create_app
 from mlapi.testing.http import LOCAL_MODE
-from tests.contract.test_http import asgi_client
+from tests.contract.test_http import BASE, asgi_client
 from tests.integration.html_page import Page
 from tests.integration.test_console import audit_trail, open_page, status_and_notice
+
+SAME_ORIGIN = {"sec-fetch-site": "same-origin"}
 
 
 @pytest.fixture
@@ -97,3 +102,33 @@ def test_ignored_form_cannot_redirect_elsewhere(client: TestClient, ada: User, t
 
     assert again.response.url.host == page.response.url.host
     assert again.response.url.path.startswith("/console")
+
+
+def test_form_sent_while_the_first_is_processed_acts_once(client: TestClient, users: Users, ada: User) -> None:
+    page = open_page(client, "/users/1")
+    fields = page.form("Revoke tokens").fields
+
+    async def send_twice() -> list[int]:
+        transport = httpx2.ASGITransport(client.app, client=("127.0.0.1", 50_000))
+        async with httpx2.AsyncClient(transport=transport, base_url=BASE, cookies=dict(client.cookies)) as browser:
+            sent = [browser.post("/console/users/1/tokens", data=fields, headers=SAME_ORIGIN) for _ in range(2)]
+            return [response.status_code for response in await asyncio.gather(*sent)]
+
+    assert asyncio.run(send_twice()) == [303, 303]
+    assert actions(users).count("end_tokens") == 1
+
+
+def test_form_sent_again_gets_the_same_redirect_in_another_process(users: Users, ada: User) -> None:
+    first, second = (asgi_client(create_app(users, LOCAL_MODE)) for _ in range(2))
+    page = open_page(first, "/users/1")
+    form = page.form("Revoke tokens")
+    first.follow_redirects = second.follow_redirects = False
+    sent = first.post(form.action, data=form.fields, headers=SAME_ORIGIN)
+    cookies = "; ".join(f"{name}={value}" for name, value in {**page.client.cookies, **sent.cookies}.items())
+
+    again = second.post(form.action, data=form.fields, headers={**SAME_ORIGIN, "cookie": cookies})
+    other = second.post(form.action, data={**form.fields, "x": "1"}, headers={**SAME_ORIGIN, "cookie": cookies})
+
+    assert [again.headers["location"], other.headers["location"]] == [sent.headers["location"]] * 2
+    assert again.cookies["mlapi_notice"] == sent.cookies["mlapi_notice"]
+    assert actions(users).count("end_tokens") == 2

@@ -18,6 +18,7 @@ from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.pages.assets import ASSETS_PATH, show_asset
 from mlapi.entrypoints.pages.notices import Notices
 from mlapi.entrypoints.pages.rendering import HEADERS, error_page, handle_error, redirect
+from mlapi.entrypoints.pages.repeats import Repeats
 from mlapi.entrypoints.pages.request import PageRequest, Site, read_form
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 
@@ -58,6 +59,7 @@ class PagesApp:
         self.routes = routes
         self.name = site.name
         """The name of the endpoint in the metrics."""
+        self._repeats = Repeats()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -96,10 +98,13 @@ class PagesApp:
             if session is None and not self.site.access.is_public(request.path):
                 return redirect(request, self.site.login_path)
             request = attrs.evolve(request, session=session)
-            if not request.is_safe:
+            if request.is_safe:
+                self.site.access.check(request)
+                response = await self._route(request)
+            else:
                 request = await _with_form(request)
-            self.site.access.check(request)
-            response = _ignore_second_click(request) or await self._route(request)
+                self.site.access.check(request)
+                response = _ignore_second_click(request) or await self._repeats.respond(request, self._route)
         except MlapiError as error:
             return handle_error(request, error)
         for cookie in cookies:
