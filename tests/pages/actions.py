@@ -17,8 +17,9 @@ class Action:
     """A form on a page.
 
     Attributes:
-        page: the path of the page. ``{user}`` is the id of a new user, ``{key}`` and ``{own_key}`` are ids of their API
-            keys, ``{link}`` is the token of a one-time link for them, and ``{manager}`` the name of a new manager.
+        page: the path of the page; empty for the page after the previous action. ``{user}`` is the id of a new user,
+            ``{key}`` and ``{own_key}`` are ids of their API keys, ``{link}`` is the token of a one-time link for them,
+            and ``{manager}`` the name of a new manager.
         form: the end of the path that the form is sent to. If empty, the form of a page with one form.
         fields: the fields to fill in, by name.
         shows: what the page after it shows.
@@ -83,6 +84,13 @@ ACTIONS = (
     Action(page="/console?q={name}", form="/users/{user}/enabled", shows="{name} is disabled."),
     Action(page="/console/users/{user}", form="/users/{user}/enabled", shows="{name} is enabled."),
     Action(
+        page="/console?q={name}",
+        form="/users/select",
+        fields={"scope": "all", "action": "enable"},
+        shows="Enable 1 user?",
+    ),
+    Action(page="", form="/users/change", shows="1 user was enabled."),
+    Action(
         page="/console/users/{user}",
         form="/profile",
         fields={"email": "corrected@example.com"},
@@ -135,7 +143,8 @@ class Hand:
 
     def perform(self, action: Action, values: Mapping[str, str]) -> None:
         """Fill in the form, send it, and check what the next page shows."""
-        self.page.goto(action.page.format_map(values))
+        if action.page:
+            self.page.goto(action.page.format_map(values))
         path = action.form.format_map(values)
         forms = self.page.locator(f"form[action$='{path}']" if path else "main form")
         form = forms.filter(has_text=action.button).first
