@@ -118,7 +118,7 @@ def test_form_sent_while_the_first_is_processed_acts_once(client: TestClient, us
     assert actions(users).count("end_tokens") == 1
 
 
-def test_form_sent_again_gets_the_same_redirect_in_another_process(users: Users, ada: User) -> None:
+def test_form_sent_to_another_process_again_acts_once(users: Users, ada: User) -> None:
     first, second = (asgi_client(create_app(users, LOCAL_MODE)) for _ in range(2))
     page = open_page(first, "/users/1")
     form = page.form("Revoke tokens")
