@@ -125,7 +125,7 @@ def test_all_matching_users_are_changed_in_steps(
 def test_repeated_extension_extends_access_once(local: TestClient, users: Users) -> None:
     confirmation = change(open_page(local), "extend:+1mo")
 
-    first, second = [confirmation.send("Extend the access of 5 users by 1mo") for _ in range(2)]
+    first, second = [confirmation.send("Extend the access of 5 users by 1 month") for _ in range(2)]
 
     ends = [user.expires_datetime for user in users.list_page()]
     assert all(end is not None and end < utc_now() + timedelta(days=32) for end in ends)

@@ -6,7 +6,7 @@ The routes of the application tell which pages exist, so a new page needs a `Vis
 from collections.abc import Callable, Iterator, Mapping
 
 import attrs
-from playwright.sync_api import Page
+from playwright.sync_api import Locator, Page
 from starlette.routing import BaseRoute, Match, Route
 
 from mlapi.entrypoints.application import create_app
@@ -44,10 +44,7 @@ def fill(**values: str) -> Callable[[Page], None]:
     def act(page: Page) -> None:
         for name, value in values.items():
             page.locator(f"main [name={name}]").first.fill(value)
-        # htmx, or a new page, replaces the main part.
-        page.evaluate("document.getElementById('main').dataset.before = ''")
-        page.locator(f"main form:has([name={name}]) button").first.click()
-        page.wait_for_selector("#main:not([data-before], .htmx-added)")
+        submit(page, page.locator(f"main form:has([name={name}]) button"))
 
     return act
 
@@ -60,6 +57,24 @@ def press(selector: str) -> Callable[[Page], None]:
         page.wait_for_selector("#status:not(:empty)")
 
     return act
+
+
+def choose(**options: str) -> Callable[[Page], None]:
+    """Return an action that chooses options of the lists with these names, and sends their form."""
+
+    def act(page: Page) -> None:
+        for name, value in options.items():
+            page.locator(f"main select[name='{name}']").select_option(value)
+        submit(page, page.locator(f"main form:has([name='{next(iter(options))}']) button"))
+
+    return act
+
+
+def submit(page: Page, button: Locator) -> None:
+    """Press a button and wait until htmx, or a new page, has replaced the main part."""
+    page.evaluate("document.getElementById('main').dataset.before = ''")
+    button.first.click()
+    page.wait_for_selector("#main:not([data-before], .htmx-added)")
 
 
 def open_operation(page: Page) -> None:
@@ -111,6 +126,11 @@ VISITS = (
     Visit(name="users-none-found", path="/console?q=nobody-has-this-name"),
     Visit(name="users-ending", path="/console?state=ending"),
     Visit(name="users-disabled", path="/console?state=disabled"),
+    Visit(name="users-by-usage", path="/console?order=-usage"),
+    Visit(name="users-by-last-seen", path="/console?order=-seen&plan=pro"),
+    Visit(name="users-pending", path="/console?state=pending"),
+    Visit(name="users-disable-all", path="/console?plan=pro", act=choose(scope="all", action="disable")),
+    Visit(name="users-remove-all", path="/console", act=choose(scope="all", action="remove")),
     Visit(name="add-user", path="/console/users/new"),
     Visit(
         name="add-user-errors", path="/console/users/new", act=fill(username="ada.lovelace ", email="ada", password=" ")

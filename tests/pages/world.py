@@ -48,7 +48,7 @@ PENDING: tuple[tuple[str, str, Pending], ...] = (
     ("unconfirmed", "lynn.conway", "email"),
 )
 DISABLED = ("edsger", "tony")
-EXPIRY_DAYS = {"ada": 2, "grace": 5, "radia": 40, "claude": -3, "batch": 90, "longest": 3}
+EXPIRY_DAYS = {"ada": 2, "grace": 5, "radia": 40, "claude": -3, "batch": 90, "longest": 20, "bidi": 6}
 """The days until access expires."""
 SIGNING_IN = ("ada", "longest", "claude")
 """The users whose password works."""

@@ -36,6 +36,7 @@ _JOB_SECONDS = 24 * 3600
 _SELECTED = "user-"
 """The beginning of the name of a checkbox. The id of the user follows."""
 _MAX_ID_DIGITS = 19
+_PERIODS: Mapping[str, str] = {"+1w": "1 week", "+1mo": "1 month", "+1y": "1 year"}
 _VERBS: Mapping[BulkAction, str] = {
     "enable": "Enable",
     "disable": "Disable",
@@ -92,7 +93,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             case "set_plan":
                 return f"Set the plan of {count} to {self.plan or 'the default plan'}"
             case "extend":
-                return f"Extend the access of {count} by {self.extension.removeprefix('+')}"
+                return f"Extend the access of {count} by {_PERIODS.get(self.extension, self.extension)}"
             case action:
                 return f"{_VERBS[action]} {count}"
 
