@@ -12,7 +12,6 @@ ASSETS_PATH = "/static/"
 _FILES = StaticFiles(
     {
         "pages.css": ("text/css", "static/colors.css", "pages/static/pages.css"),
-        "icon.svg": ("image/svg+xml; charset=utf-8", "pages/static/icon.svg"),
         "copy.js": ("text/javascript", "pages/static/copy.js"),
         "htmx.min.js": ("text/javascript", "static/htmx/htmx.min.js"),
     }
