@@ -41,7 +41,7 @@ from mlapi.domain.errors import (
 )
 from mlapi.domain.plans import Allowance, AllowanceState, RequestLimitReachedError, Window
 from mlapi.domain.users import EncryptedPassword, User, UserId
-from mlapi.entrypoints.wire import responses
+from mlapi.entrypoints.wire import reports, responses, user_lists
 from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_error_response
 from mlapi.entrypoints.wire.errors import (
     AdminAccessDeniedError,
@@ -162,9 +162,9 @@ def test_response_with_an_api_key_is_not_cacheable() -> None:
             id="API keys",
         ),
         pytest.param(responses.api_keys([]), b'{"keys":[]}', id="no API keys"),
-        pytest.param(responses.users_page([], NOON, next_page=None), b'{"users":[],"next":null}', id="no users"),
+        pytest.param(user_lists.users_page([], NOON, next_page=None), b'{"users":[],"next":null}', id="no users"),
         pytest.param(
-            responses.users_page([ADA], NOON, next_page=7),
+            user_lists.users_page([ADA], NOON, next_page=7),
             b'{"users":[{"user_id":7,"username":"ada","email":"ada@example.com","enabled":true,'
             b'"created_datetime":"2026-03-01T12:00:00Z","updated_datetime":"2026-03-01T12:00:00Z",'
             b'"state":"active","expires_at":null,"plan":null,"metadata":{}}],"next":7}',
@@ -178,7 +178,7 @@ def test_response_with_an_api_key_is_not_cacheable() -> None:
             id="user",
         ),
         pytest.param(
-            responses.audit_page([attrs.evolve(ENTRY, id=AuditId(10)), ENTRY], more=True),
+            reports.audit_page([attrs.evolve(ENTRY, id=AuditId(10)), ENTRY], more=True),
             b'{"entries":[{"audit_id":10,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
             b'"user_id":7,"key_id":"0123456789abcdef","outcome":"done","request_id":"request-7","changes":null},'
             b'{"audit_id":9,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
@@ -186,12 +186,12 @@ def test_response_with_an_api_key_is_not_cacheable() -> None:
             id="page of the audit trail",
         ),
         pytest.param(
-            responses.audit_page([attrs.evolve(ENTRY, user_id=None, api_key_id=None, request_id=None)], more=False),
+            reports.audit_page([attrs.evolve(ENTRY, user_id=None, api_key_id=None, request_id=None)], more=False),
             b'{"entries":[{"audit_id":9,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
             b'"user_id":null,"key_id":null,"outcome":"done","request_id":null,"changes":null}],"next":null}',
             id="last page of the audit trail",
         ),
-        pytest.param(responses.audit_page([], more=False), b'{"entries":[],"next":null}', id="no entries"),
+        pytest.param(reports.audit_page([], more=False), b'{"entries":[],"next":null}', id="no entries"),
     ],
 )
 def test_responses_about_users_are_not_cacheable(response: Response, body: bytes) -> None:

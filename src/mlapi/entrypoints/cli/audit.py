@@ -16,7 +16,7 @@ from mlapi.entrypoints.cli.output import CommandGroup
 from mlapi.entrypoints.cli.selection import find_user, reference_options
 from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, show_rows
 from mlapi.entrypoints.cli.times import PastTime
-from mlapi.entrypoints.wire.responses import AuditEntryResponse
+from mlapi.entrypoints.wire.reports import AuditEntryResponse
 
 _PAGE_SIZE = 500
 

@@ -17,7 +17,7 @@ from mlapi.entrypoints.cli.selection import Report, find_each, find_user, refere
 from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, show_rows
 from mlapi.entrypoints.cli.times import PastTime
 from mlapi.entrypoints.wire import queries
-from mlapi.entrypoints.wire.responses import UsageResponse
+from mlapi.entrypoints.wire.reports import UsageResponse
 
 _PAGE_USERS = 5000
 """Users per page of totals. The database reads all days for each page, so pages are large."""

@@ -1,28 +1,22 @@
 """JSON response bodies, and a function for each successful response. For errors, see `error_responses`."""
 
-from collections.abc import Iterable, Sequence
-from datetime import date, datetime
+from collections.abc import Sequence
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 import attrs
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from mlapi.application.admissions import Admission
-from mlapi.application.user_search import SortedPage
-from mlapi.domain.audit import Action, AuditEntry, Result, get_result
-from mlapi.domain.commands import Outcome
 from mlapi.domain.credentials import ApiKey, IssuedToken
-from mlapi.domain.errors import FieldError, ServiceUnavailableError
+from mlapi.domain.errors import FieldError
 from mlapi.domain.links import Link
-from mlapi.domain.usage import UsagePosition, UsageRow
-from mlapi.domain.users import User, UserOrder, UserState, utc_now
-from mlapi.entrypoints.wire.list_positions import encode_position
+from mlapi.domain.users import User, UserState, utc_now
 from mlapi.entrypoints.wire.rate_limits import rate_limit_headers
 
-_NO_STORE = (("Cache-Control", "no-store"),)  # for responses with credentials or personal data: RFC 6749, 5.1
+NO_STORE = (("Cache-Control", "no-store"),)  # for responses with credentials or personal data: RFC 6749, 5.1
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus, "Exposition formats", text-based format
 
 # Constraints on response fields are only documentation: msgspec does not validate values when it encodes them.
@@ -177,41 +171,6 @@ class ShownUserResponse(UserResponse, frozen=True):
         return cls(**msgspec.structs.asdict(UserResponse.from_user(user, at)), last_seen=last_seen)
 
 
-class ListedUserResponse(UserResponse, frozen=True):
-    """A user in a list. `last_seen` and `requests_this_month` are only in lists with an `order`."""
-
-    last_seen: LastSeen | UnsetType = UNSET
-    requests_this_month: Count | UnsetType = UNSET
-
-
-class UsersPage(ResponseBody, frozen=True):
-    """A page of users. `next` is a number, or with an `order` a text. `previous` is only in lists with an `order`."""
-
-    users: list[ListedUserResponse]
-    next: Annotated[
-        int | str | None,
-        msgspec.Meta(description="The value of `after` for the next page. Null if this is the last page."),
-    ]
-    previous: Annotated[
-        str | UnsetType | None,
-        msgspec.Meta(description="The value of `before` for the previous page. Null if this is the first page."),
-    ] = UNSET
-
-
-class BulkOutcome(ResponseBody, frozen=True):
-    """What happened to one user: `done`, why the change was rejected, or `unavailable` if it may not have been made."""
-
-    user_id: UserNumber
-    outcome: Result | Literal["unavailable"]
-
-
-class BulkResponse(Message, frozen=True):
-    """The outcome for each user, in the order of the request."""
-
-    changed: Count
-    outcomes: list[BulkOutcome]
-
-
 class ApiKeyResponse(ResponseBody, frozen=True):
     """An API key, without its secret. Times are in UTC."""
 
@@ -250,80 +209,6 @@ class NewApiKeyResponse(ResponseBody, frozen=True):
     last_used_at: Time | None
 
 
-class AuditEntryResponse(ResponseBody, frozen=True):
-    """One change, applied or rejected, with its actor and request id. The time is in UTC."""
-
-    audit_id: Annotated[int, msgspec.Meta(ge=1)]
-    at: Time
-    actor: str
-    action: Action
-    user_id: Annotated[
-        UserNumber | None, msgspec.Meta(description="Null if the change did not affect an existing user.")
-    ]
-    key_id: KeyNumber | None
-    outcome: Result
-    request_id: str | None
-    changes: Annotated[
-        dict[str, Any] | None,
-        msgspec.Meta(
-            description="The old and the new value of `expires_at` and `plan`, null for `username` and `email`, and the"
-            " changed keys of `metadata`. For changes to a manager, `manager`, `role` and `token_expires_at`. Null if"
-            " nothing of this changed."
-        ),
-    ]
-
-    @classmethod
-    def from_entry(cls, entry: AuditEntry) -> Self:
-        return cls(
-            audit_id=entry.id,
-            at=entry.at,
-            actor=entry.actor,
-            action=entry.action,
-            user_id=entry.user_id,
-            key_id=entry.api_key_id,
-            outcome=entry.outcome,
-            request_id=entry.request_id,
-            changes=None if entry.changes is None else msgspec.json.decode(entry.changes),
-        )
-
-
-class AuditPage(ResponseBody, frozen=True):
-    """A page of audit entries, newest first."""
-
-    entries: list[AuditEntryResponse]
-    next: Next
-
-
-class UsageResponse(ResponseBody, frozen=True):
-    """The requests and units of a user on one day in UTC, with one API key or with tokens."""
-
-    date: date
-    user_id: UserNumber
-    key_id: Annotated[KeyNumber | None, msgspec.Meta(description="Null for requests with tokens.")]
-    requests: Count
-    units: Count
-
-    @classmethod
-    def from_row(cls, row: UsageRow) -> Self:
-        return cls(date=row.day, user_id=row.user_id, key_id=row.key_id, requests=row.requests, units=row.units)
-
-
-class UserUsage(ResponseBody, frozen=True):
-    """The usage of one user, sorted by date."""
-
-    usage: list[UsageResponse]
-    last_seen: LastSeen
-
-
-class UsagePage(ResponseBody, frozen=True):
-    """A page of the usage of all users, sorted by date, user and API key. It includes removed users."""
-
-    usage: list[UsageResponse]
-    next: Annotated[
-        str | None, msgspec.Meta(description="The value of `after` for the next page. Null if this is the last page.")
-    ]
-
-
 @attrs.frozen
 class Response:
     """A response. If its body is empty, it has no Content-Type."""
@@ -351,21 +236,21 @@ def user_registered(user: User) -> Response:
 
 
 def user_invited(user: User, now: datetime) -> Response:
-    return json_response(HTTPStatus.CREATED, UserResponse.from_user(user, now), _NO_STORE)
+    return json_response(HTTPStatus.CREATED, UserResponse.from_user(user, now), NO_STORE)
 
 
 def password_link(link: Link, url: str) -> Response:
-    return json_response(HTTPStatus.CREATED, PasswordLink(url, link.expires_datetime), _NO_STORE)
+    return json_response(HTTPStatus.CREATED, PasswordLink(url, link.expires_datetime), NO_STORE)
 
 
 def link_used(user: User) -> Response:
-    return json_response(HTTPStatus.OK, LinkUsed("Password updated successfully", user.id, user.username), _NO_STORE)
+    return json_response(HTTPStatus.OK, LinkUsed("Password updated successfully", user.id, user.username), NO_STORE)
 
 
 def reset_requested() -> Response:
     """Return the same response whether the user exists or not."""
     message = "If this user exists, they get a mail with a link"
-    return json_response(HTTPStatus.ACCEPTED, Message(message), _NO_STORE)
+    return json_response(HTTPStatus.ACCEPTED, Message(message), NO_STORE)
 
 
 def permission_updated(user: User) -> Response:
@@ -377,12 +262,12 @@ def user_removed(_user: User) -> Response:
 
 
 def token_issued(issued: IssuedToken) -> Response:
-    return json_response(HTTPStatus.OK, Token(issued.token, "bearer", issued.expires_in), _NO_STORE)
+    return json_response(HTTPStatus.OK, Token(issued.token, "bearer", issued.expires_in), NO_STORE)
 
 
 def oauth_token_issued(issued: IssuedToken) -> Response:
     body = OAuthToken(issued.token, "bearer", issued.expires_in)
-    return json_response(HTTPStatus.OK, body, (*_NO_STORE, ("Pragma", "no-cache")))
+    return json_response(HTTPStatus.OK, body, (*NO_STORE, ("Pragma", "no-cache")))
 
 
 def token_valid(_user: User) -> Response:
@@ -396,7 +281,7 @@ def admitted(admission: Admission) -> Response:
     """
     user = admission.user
     headers = (
-        *_NO_STORE,
+        *NO_STORE,
         ("X-Auth-Request-User-Id", str(user.id)),
         ("X-Auth-Request-User", quote(user.username, safe="")),
         *([] if user.plan is None else [("X-Auth-Request-Plan", quote(user.plan, safe=""))]),
@@ -416,11 +301,11 @@ def tokens_ended(user: User) -> Response:
 def api_key_added(key: ApiKey, secret: str) -> Response:
     """Return the response for a new API key. No other response contains the secret."""
     fields = msgspec.structs.asdict(ApiKeyResponse.from_api_key(key))
-    return json_response(HTTPStatus.CREATED, NewApiKeyResponse("Key created successfully", secret, **fields), _NO_STORE)
+    return json_response(HTTPStatus.CREATED, NewApiKeyResponse("Key created successfully", secret, **fields), NO_STORE)
 
 
 def api_keys(keys: Sequence[ApiKey]) -> Response:
-    return json_response(HTTPStatus.OK, ApiKeys([ApiKeyResponse.from_api_key(key) for key in keys]), _NO_STORE)
+    return json_response(HTTPStatus.OK, ApiKeys([ApiKeyResponse.from_api_key(key) for key in keys]), NO_STORE)
 
 
 def api_key_removed(_key: ApiKey) -> Response:
@@ -429,66 +314,15 @@ def api_key_removed(_key: ApiKey) -> Response:
 
 def user(found: User, at: datetime | None = None) -> Response:
     """Return a user, with their state at this time (by default, now)."""
-    return json_response(HTTPStatus.OK, UserResponse.from_user(found, at or utc_now()), _NO_STORE)
+    return json_response(HTTPStatus.OK, UserResponse.from_user(found, at or utc_now()), NO_STORE)
 
 
 def shown_user(found: User, at: datetime, last_seen: datetime | None) -> Response:
-    return json_response(HTTPStatus.OK, ShownUserResponse.from_user_and_time(found, at, last_seen), _NO_STORE)
+    return json_response(HTTPStatus.OK, ShownUserResponse.from_user_and_time(found, at, last_seen), NO_STORE)
 
 
 def own_user(found: User, at: datetime) -> Response:
-    return json_response(HTTPStatus.OK, OwnUserResponse.from_user(found, at), _NO_STORE)
-
-
-def users_page(page: Sequence[User], at: datetime, *, next_page: int | None) -> Response:
-    """Return a page of users. ``next_page`` is the ``after`` of the next page, or None."""
-    body = UsersPage([ListedUserResponse.from_user(user, at) for user in page], next_page)
-    return json_response(HTTPStatus.OK, body, _NO_STORE)
-
-
-def sorted_users_page(order: UserOrder, page: SortedPage, at: datetime) -> Response:
-    """Return a page of a sorted list."""
-    users = [
-        msgspec.structs.replace(
-            ListedUserResponse.from_user(listed.user, at),
-            last_seen=listed.seen_datetime,
-            requests_this_month=listed.requests,
-        )
-        for listed in page.users
-    ]
-    body = UsersPage(
-        users,
-        None if page.next is None else encode_position(order, page.next),
-        None if page.previous is None else encode_position(order, page.previous),
-    )
-    return json_response(HTTPStatus.OK, body, _NO_STORE)
-
-
-def users_changed(user_ids: Sequence[int], outcomes: Sequence[Outcome | ServiceUnavailableError]) -> Response:
-    found = [
-        BulkOutcome(user_id, "unavailable" if isinstance(outcome, ServiceUnavailableError) else get_result(outcome))
-        for user_id, outcome in zip(user_ids, outcomes, strict=True)
-    ]
-    changed = sum(each.outcome == "done" for each in found)
-    message = f"Changed {changed} of {len(found)} users"
-    return json_response(HTTPStatus.OK, BulkResponse(message, changed, found))
-
-
-def audit_page(page: Sequence[AuditEntry], *, more: bool) -> Response:
-    """Return a page of audit entries. If there are more, ``next`` is the id of the last one."""
-    body = AuditPage([AuditEntryResponse.from_entry(entry) for entry in page], page[-1].id if more else None)
-    return json_response(HTTPStatus.OK, body, _NO_STORE)
-
-
-def user_usage(rows: Iterable[UsageRow], last_seen: datetime | None) -> Response:
-    body = UserUsage([UsageResponse.from_row(row) for row in rows], last_seen)
-    return json_response(HTTPStatus.OK, body, _NO_STORE)
-
-
-def usage_page(rows: Sequence[UsageRow], *, next_page: UsagePosition | None) -> Response:
-    """Return a page of usage. ``next_page`` is the ``after`` of the next page, or None."""
-    body = UsagePage([UsageResponse.from_row(row) for row in rows], None if next_page is None else str(next_page))
-    return json_response(HTTPStatus.OK, body, _NO_STORE)
+    return json_response(HTTPStatus.OK, OwnUserResponse.from_user(found, at), NO_STORE)
 
 
 def metrics(exposition: bytes) -> Response:
