@@ -172,7 +172,7 @@ def test_list_is_filtered_while_typing(local: Server, open_console: OpenConsole)
     expect(page.locator("#found")).to_have_text("1 user.")
     expect(page.locator("#users tbody tr")).to_have_count(1)
     expect(page.get_by_label("Username or email address")).to_be_focused()
-    assert page.url.endswith("/console?q=ARCHED&state=")
+    assert "/console?q=ARCHED&state=" in page.url
     page.get_by_label("State").select_option("Disabled")
     expect(page.locator("#found")).to_have_text("No matching users.")
     page.reload()

@@ -522,7 +522,7 @@ def test_user_list_can_be_searched_and_filtered(local: TestClient, users: Users)
     further = disabled.follow("Next page")
     no_match = page.send("Search", q="nobody")
 
-    assert (listed_names(page), "1–1 of 1 user." in page.text) == (["Grace"], True)
+    assert (listed_names(page), "1 user." in page.text) == (["Grace"], True)
     assert listed_names(disabled) + listed_names(further) == [f"user{number:02}" for number in range(0, 60, 2)]
     assert further.form("Search").fields == {"q": "user", "state": "disabled", "order": ""}
     assert [further.response.url.params["q"], further.response.url.params["state"]] == ["user", "disabled"]
@@ -1207,10 +1207,8 @@ def test_pages_have_no_inline_script_style_or_foreign_url(all_pages: list[Page])
         attributes = [(name, value) for _tag, tag_attributes in page.tags for name, value in tag_attributes.items()]
         assert [name for name, _ in attributes if name.startswith("on") or name == "style"] == []
         assert [value for name, value in attributes if name in {"src", "href", "action"} and value[:2] == "//"] == []
-        assert [value for name, value in attributes if name in {"src", "href", "action"} and value[:1] != "/"] in (
-            [],
-            ["#main"],
-        )
+        others = {value for name, value in attributes if name in {"src", "href", "action"} and value[:1] != "/"}
+        assert {value for value in others if not value.startswith("data:image/svg+xml,")} <= {"#main"}
         assert re.findall(r"<script[^>]*>[^<]", page.response.text) == []
 
 
@@ -1312,7 +1310,7 @@ def test_console_works_when_mounted_under_a_path(users: Users, ada: User) -> Non
         for name, value in tag_attributes.items()
         if name in {"href", "action", "src"}
     }
-    assert {path for path in paths if not path.startswith("/my%20accounts/console")} == {
+    assert {path for path in paths if not path.startswith(("/my%20accounts/console", "data:image/svg+xml,"))} == {
         "#main",
         "/my%20accounts/docs",
     }

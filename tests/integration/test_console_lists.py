@@ -82,7 +82,7 @@ def test_counts_lead_to_their_users(local: TestClient, users: Users) -> None:
     disabled = open_page(local, "?state=disabled")
 
     assert "/console?state=disabled" in page.links.values()
-    assert (listed_names(disabled), "1–1 of 1 user." in disabled.text) == (["bob"], True)
+    assert (listed_names(disabled), "1 user." in disabled.text) == (["bob"], True)
 
 
 def test_selected_users_are_changed_after_confirmation(local: TestClient, users: Users) -> None:

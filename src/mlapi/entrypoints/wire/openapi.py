@@ -89,12 +89,10 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
     "plan": {
         "description": "Only list users with this plan; `none` for users without a plan of their own.",
         "schema": {"type": "string", "pattern": patterns.PLAN_NAME},
-        "example": "free",
     },
     "email": {
         "description": "Only list users with this e-mail address, ignoring case.",
         "schema": {"type": "string", "pattern": patterns.VISIBLE, "maxLength": MAX_EMAIL_CHARS},
-        "example": "ada@example.com",
     },
     "order": {
         "description": "The order of the list; with `-` in front, the reverse order. The default is by id.",
