@@ -134,7 +134,7 @@ def test_rotation_with_an_invalid_expiry_changes_nothing(world: World, admin: Te
     assert is_accepted(world, old)
 
 
-def test_manager_who_rotates_their_own_token_stays_signed_in_here(world: World) -> None:
+def test_manager_who_rotates_their_token_stays_signed_in(world: World) -> None:
     first = world.managers.add(name="alice", role="admin").token
     alice = world.sign_in(first)
 

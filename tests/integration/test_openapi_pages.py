@@ -193,5 +193,6 @@ def test_openapi_description_contains_no_host() -> None:
     assert json.loads(openapi())["servers"] == [
         {"url": ".", "description": "The server that provides this description."}
     ]
-    assert b"http:" not in openapi()
-    assert b"https:" not in openapi()
+    without_examples = openapi().replace(b"https://api.example.com/", b"")
+    assert b"http:" not in without_examples
+    assert b"https:" not in without_examples

@@ -77,7 +77,7 @@ def test_repr_of_a_registration_hides_personal_data() -> None:
     assert (
         repr(REGISTER)
         == f"Register(username='Ada', password=EncryptedPassword(), enabled=True, at={NOON!r}, created=None,"
-        f" expires_datetime=None, plan=None, pending=None, {ACTOR})"
+        f" expires_datetime=None, plan=None, pending=None, mail=None, {ACTOR})"
     )
 
 

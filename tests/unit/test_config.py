@@ -15,6 +15,7 @@ from mlapi.config import (
     DatabaseSettings,
     HttpSettings,
     LoginSettings,
+    MailSettings,
     ManagementSettings,
     PasswordSettings,
     RegistrationLimitSettings,
@@ -440,6 +441,7 @@ def test_settings_repr_contains_no_secrets() -> None:
         database=DatabaseSettings(url=f"postgresql://a:{CANARY}@db.example/d"),
         connection=ConnectionSettings(username="mlapi", password=CANARY, database="users"),
         secrets=SecretSettings(key=(CANARY,), salt=(CANARY,), token_key=(CANARY,), admin_token=CANARY),
+        mail=MailSettings(url=f"smtp://a:{CANARY}@mail.example"),
     )
 
     assert repr(settings) == (
@@ -449,7 +451,7 @@ def test_settings_repr_contains_no_secrets() -> None:
         " tokens=TokenSettings(minutes=60, issuer='mlapi', audience='mlapi', accept_bare=None),"
         " logins=LoginSettings(per_address=200, per_name=200, per_name_and_address=20),"
         " http=HttpSettings(trusted_proxies=(), cors_origins=(), public_url=None),"
-        " registration=RegistrationSettings(open=True, verify_email=False),"
+        " registration=RegistrationSettings(open=True, verify_email=False, approval=False),"
         " registrations=RegistrationLimitSettings(per_address=None), management=ManagementSettings(local=True),"
         " mail=MailSettings(from_=None, templates=None),"
         " audit=AuditSettings(days=365, names=True), usage=UsageSettings(days=400), keys=KeySettings(per_user=10),"

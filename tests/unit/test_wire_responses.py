@@ -23,6 +23,8 @@ from mlapi.domain.errors import (
     InvalidCredentialsError,
     InvalidFieldsError,
     InvalidTokenError,
+    LinkNotAllowedError,
+    LinkNotFoundError,
     ManagerExistsError,
     ManagerNotFoundError,
     MlapiError,
@@ -39,6 +41,7 @@ from mlapi.domain.errors import (
     UserPendingError,
     UserReferencedError,
 )
+from mlapi.domain.mail import MailError
 from mlapi.domain.plans import Allowance, AllowanceState, RequestLimitReachedError, Window
 from mlapi.domain.users import EncryptedPassword, User, UserId
 from mlapi.entrypoints.wire import reports, responses, user_lists
@@ -421,6 +424,14 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
         ),
     ),
     (
+        LinkNotFoundError(),
+        Response(HTTPStatus.NOT_FOUND, b'{"message":"Link is not valid, ask for a new one"}'),
+    ),
+    (
+        LinkNotAllowedError(7, "disabled"),
+        Response(HTTPStatus.CONFLICT, b'{"message":"user 7 is disabled: enable the user before you make a link"}'),
+    ),
+    (
         ManagerExistsError("alice"),
         Response(HTTPStatus.CONFLICT, b'{"message":"Manager already exists"}'),
     ),
@@ -459,7 +470,8 @@ def test_every_error_has_a_status_and_is_tested() -> None:
     for module in pkgutil.walk_packages(mlapi.__path__, "mlapi."):
         importlib.import_module(module.name)  # define all subclasses
 
-    raised = subclasses(MlapiError) - {MlapiError, RequestError, AccessDeniedError}
+    never_sent = {MailError, *subclasses(MailError)}  # the sender of mail handles them
+    raised = subclasses(MlapiError) - {MlapiError, RequestError, AccessDeniedError} - never_sent
     without_entry = raised - set(ERRORS)
 
     assert set(ERRORS) <= raised

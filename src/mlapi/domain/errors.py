@@ -20,6 +20,10 @@ MlapiError
 │   ├── UserDisabledError            the user is disabled
 │   ├── UserPendingError             the user has not been enabled yet
 │   └── AccessExpiredError           the user's access has expired
+├── MailError                        mail cannot be sent; see `mlapi.domain.mail`
+│   ├── MailServerError              the mail server is unavailable, or rejects this client
+│   ├── MailDelayedError             the server does not accept this mail now
+│   └── MailRejectedError            the server will never accept this mail
 ├── TooManyAttemptsError             too many attempts from one client
 ├── RequestLimitReachedError         the user has reached a limit of their plan; see `mlapi.domain.plans`
 ├── ServiceUnavailableError          the service is overloaded; retry later
