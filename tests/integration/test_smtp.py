@@ -4,13 +4,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from email.headerregistry import Address
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 
-from mlapi.adapters.smtp import SmtpServer, SmtpTransport
+from mlapi.adapters.smtp import MAX_REPLY_BYTES, SmtpServer, SmtpTransport
 from mlapi.domain.mail import Mail, MailDelayedError, MailError, MailRejectedError, MailServerError
 from tests.mail_server import PASSWORD, USERNAME, Behavior, MailServer
 from tests.postgres_server import free_port
@@ -422,6 +424,79 @@ def test_session_can_be_aborted_from_another_thread(plain: MailServer) -> None:
 
     assert elapsed(lambda: send_error(smtp)) < 20 * SOON
     smtp.abort()  # does nothing without a session
+
+
+@contextmanager
+def scripted(talk: Callable[[socket.socket], object]) -> Iterator[SmtpServer]:
+    """Run a server that talks to one client."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                talk(connection)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield SmtpServer(host="127.0.0.1", port=listener.getsockname()[1], is_tls=False)
+        thread.join()
+
+
+def reply_each(*replies: bytes) -> Callable[[socket.socket], object]:
+    """Return a function that sends these replies, and waits for a command after each."""
+
+    def talk(connection: socket.socket) -> None:
+        for reply in replies:
+            connection.sendall(reply)
+            connection.recv(1000)
+        connection.recv(1000)
+
+    return talk
+
+
+def test_handshake_that_hangs_can_be_aborted() -> None:
+    with scripted(reply_each(b"220 hello\r\n", b"250-x\r\n250 STARTTLS\r\n", b"220 go\r\n")) as server:
+        smtp = SmtpTransport(server, SENDER)
+        threading.Timer(SOON, smtp.abort).start()
+
+        assert elapsed(lambda: send_error(smtp)) < 20 * SOON
+
+
+def test_late_connection_is_cut_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.create_connection
+
+    def connect_late(*arguments: Any) -> socket.socket:
+        time.sleep(SOON)
+        return connect(*arguments)
+
+    with scripted(lambda connection: connection.recv(1000)) as server:
+        monkeypatch.setattr(socket, "create_connection", connect_late)
+        smtp = SmtpTransport(server, SENDER, deadline_seconds=SOON / 5)
+
+        assert elapsed(lambda: send_error(smtp)) < 20 * SOON
+
+
+def test_endless_reply_is_cut() -> None:
+    sent_bytes = 0
+
+    def talk(connection: socket.socket) -> None:
+        nonlocal sent_bytes
+        while True:
+            sent_bytes += connection.send(b"220-" + b"x" * 1000 + b"\r\n")
+
+    with scripted(talk) as server:
+        error = send_error(SmtpTransport(server, SENDER))
+
+    assert isinstance(error, MailServerError)
+    assert sent_bytes < 100 * MAX_REPLY_BYTES
+
+
+def test_busy_server_does_not_reject_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlapi.adapters.smtp._start_tls", lambda *_: None)
+    with scripted(reply_each(b"220 hello\r\n", b"250-x\r\n250 AUTH PLAIN\r\n", b"454 later\r\n")) as server:
+        error = send_error(SmtpTransport(attrs.evolve(server, username="ada", password="x"), SENDER))
+
+    assert error == MailServerError("it cannot check the password now (454)", 454)
 
 
 def test_server_that_breaks_the_protocol_is_reported() -> None:

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import attrs
 import pytest
@@ -14,7 +14,7 @@ from mlapi import RepositoryUnavailableError, User, Users
 from mlapi.adapters.memory import InMemoryOutbox, InMemoryUserRepository, PlainCipher
 from mlapi.application.mail_sender import MAX_MAILS_PER_SESSION, MailSender, SenderTimes
 from mlapi.domain.audit import AuditEntry
-from mlapi.domain.errors import LinkNotFoundError
+from mlapi.domain.errors import InvalidFieldsError, LinkNotFoundError
 from mlapi.domain.links import RedeemLink, parse_link_token
 from mlapi.domain.mail import Mail, MailContent, MailDelayedError, MailKind, MailRejectedError, MailServerError
 from mlapi.domain.outbox import MailId, QueuedMail
@@ -473,12 +473,56 @@ def test_outage_is_logged_once_and_so_is_its_end(world: World, caplog: pytest.Lo
     assert caplog.messages == ["cannot send mail, and will retry: cannot connect", "mail can be sent again"]
 
 
+def test_outage_lasts_until_the_server_answers(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    world.transport.connect_error = MailServerError("cannot connect")
+    world.invite()
+    sender = world.sender(attrs.evolve(FAST, min_delay=MINUTE))
+    polls: list[int] = []
+    claim = world.outbox.claim
+
+    def count(**times: datetime) -> QueuedMail | None:
+        polls.append(1)
+        return claim(**times)
+
+    world.outbox.claim = count  # type: ignore[method-assign]
+    sender.start()
+    wait_until(lambda: len(polls) > 5)
+    sender.close()
+
+    assert caplog.messages == ["cannot send mail, and will retry: cannot connect"]
+
+
+@pytest.mark.parametrize("error", [LookupError("a bug"), InvalidFieldsError(())])
+def test_unexpected_error_delays_one_mail_only(
+    world: World, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    world.invite("ada", "ada@example.com")
+    world.invite("bob", "bob@example.com")
+    world.transport.errors = [error]
+
+    world.sender().send_due()
+
+    (waiting,) = world.waiting()
+    assert world.sent() == [("bob@example.com", "invitation for bob")]
+    assert (waiting.due_datetime, waiting.error) == (NOON + MINUTE, "an internal error; the log describes it")
+    assert caplog.messages == ["mail 1 cannot be sent, and will be retried"]
+
+
 def test_unexpected_error_does_not_end_the_thread(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlapi.application.mail_sender.MAX_PAUSE_SECONDS", 0.01)
-    world.transport.errors = [LookupError("a bug")]
-    sender = world.sender(attrs.evolve(FAST, lease=timedelta(0)))
+    errors: list[Exception] = [LookupError("a bug")]
+    claim = world.outbox.claim
+
+    def fail_once(**times: datetime) -> QueuedMail | None:
+        if errors:
+            raise errors.pop()
+        return claim(**times)
+
+    world.outbox.claim = fail_once  # type: ignore[method-assign]
+    sender = world.sender(FAST)
     world.invite()
     sender.start()
 

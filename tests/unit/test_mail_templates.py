@@ -6,7 +6,7 @@ import pytest
 
 from mlapi.adapters.mail_templates import TemplateComposer
 from mlapi.domain.errors import ConfigurationError
-from mlapi.domain.mail import MAIL_KINDS, MailContent, MailKind
+from mlapi.domain.mail import MAIL_KINDS, MailContent, MailDelayedError, MailKind
 
 LINK = "https://api.example.com/links/mlapi-link_0123_4567"
 
@@ -118,3 +118,22 @@ def test_template_must_be_utf8(tmp_path: Path) -> None:
 
 def test_missing_folder_of_templates_is_an_error(tmp_path: Path) -> None:
     assert error(tmp_path / "missing") == "mail.templates: there is no folder FOLDER"
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("missing", "'missing' is undefined"),
+        ("username | int(default=None) + 1", "TypeError"),  # the message of this error may quote the name
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_template_that_fails_for_a_user_delays_the_mail(tmp_path: Path, expression: str, reason: str) -> None:
+    text = f"Subject: x\n{{{{ link }}}}{{% if username == 'bob' %}}{{{{ {expression} }}}}{{% endif %}}"
+    (tmp_path / "invitation.txt").write_text(text)
+    composer = TemplateComposer(tmp_path)
+
+    with pytest.raises(MailDelayedError) as exc_info:
+        composer.compose("invitation", content("bob"), recipient="bob@example.com")
+
+    assert str(exc_info.value) == f"mail.templates: invitation cannot be rendered: {reason}"

@@ -3,6 +3,7 @@
 A server may be slow, hang or lie. Every session and every mail has a deadline, after which the connection is cut.
 """
 
+import errno
 import re
 import smtplib
 import socket
@@ -14,6 +15,7 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
 from email.utils import format_datetime, make_msgid
+from typing import BinaryIO
 
 import attrs
 
@@ -27,6 +29,7 @@ REPLY_SECONDS = 30.0
 """Timeout for each reply. Servers may check a mail for spam before they reply."""
 DEADLINE_SECONDS = 45.0
 """Deadline for connecting and signing in, and for sending each mail."""
+MAX_REPLY_BYTES = 100_000
 _QUIT_SECONDS = 1.0
 NOT_ENCRYPTED = "not encrypted"
 _MAX_ERROR_CHARS = 200
@@ -86,7 +89,8 @@ class SmtpTransport:
         self._connect_seconds = connect_seconds
         self._reply_seconds = reply_seconds
         self._deadline_seconds = deadline_seconds
-        self._socket: socket.socket | None = None
+        self._connection: socket.socket | None = None
+        self._is_cut = False
 
     @contextmanager
     def connect(self) -> Iterator["SmtpSession"]:
@@ -96,16 +100,31 @@ class SmtpTransport:
         try:
             yield SmtpSession(client, self._sender, self)
         finally:
-            self._socket = None
             client.leave()
+            self._forget_connection()
 
     def abort(self) -> None:
         """Cut the connection. A thread that waits for the server then gets an error."""
-        connected = self._socket
-        if connected is not None:
+        self._is_cut = True
+        connection = self._connection
+        if connection is not None:
             with suppress(OSError):  # it is closed already
-                # Not the method of `ssl.SSLSocket`: it also removes the encryption, while the other thread uses it.
-                socket.socket.shutdown(connected, socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _remember_connection(self, connected: socket.socket) -> None:
+        """Keep a duplicate for `abort`: encryption takes over the original before the handshake.
+
+        Raises:
+            TimeoutError: if `abort` was called before there was a connection to cut.
+        """
+        self._connection = connected.dup()
+        if self._is_cut:
+            raise TimeoutError
+
+    def _forget_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def check(self) -> str:
         """Connect and sign in without sending anything. Return a description of the connection.
@@ -125,19 +144,20 @@ class SmtpTransport:
             client.ehlo_or_helo_if_needed()
             if not server.is_tls:
                 _start_tls(client, server)
-                self._socket = client.sock
                 client.ehlo_or_helo_if_needed()
             if server.username is not None and server.password is not None:
                 _sign_in(client, server.username, server.password)
                 client.is_signed_in = True
         except BaseException:
             client.close()
+            self._forget_connection()
             raise
         return client
 
     @contextmanager
     def _within_deadline(self) -> Iterator[None]:
         """Cut the connection if the block takes too long."""
+        self._is_cut = False
         timer = threading.Timer(self._deadline_seconds, self.abort)
         timer.daemon = True
         timer.start()
@@ -202,7 +222,7 @@ class SmtpSession:
 
 
 class _Client(smtplib.SMTP):
-    """An SMTP client that tells its transport about the socket before it reads from it."""
+    """An SMTP client that tells its transport about the connection before it reads from it."""
 
     is_signed_in = False
 
@@ -231,11 +251,44 @@ class _Client(smtplib.SMTP):
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         connected = socket.create_connection((host, port), timeout)
-        self._transport._socket = connected  # noqa: SLF001 - the same module
-        if self._is_tls:
-            connected = ssl.create_default_context().wrap_socket(connected, server_hostname=host)
-            self._transport._socket = connected  # noqa: SLF001 - the same module
+        try:
+            self._transport._remember_connection(connected)  # noqa: SLF001 - the same module
+            if self._is_tls:
+                connected = ssl.create_default_context().wrap_socket(connected, server_hostname=host)
+        except BaseException:
+            connected.close()
+            raise
         return connected
+
+    def getreply(self) -> tuple[int, bytes]:
+        """Read a reply of a limited length. smtplib limits only its lines."""
+        if self.file is None and self.sock is not None:
+            self.file = self.sock.makefile("rb")
+        if self.file is not None:
+            self.file = _LimitedReader(self.file)
+        try:
+            return super().getreply()
+        finally:
+            if isinstance(self.file, _LimitedReader):
+                self.file = self.file.file
+
+
+class _LimitedReader:
+    """The part of a file that one reply may fill."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self._left_bytes = MAX_REPLY_BYTES
+
+    def readline(self, size: int) -> bytes:
+        line = self.file.readline(size)
+        self._left_bytes -= len(line)
+        if self._left_bytes < 0:
+            raise OSError(errno.EMSGSIZE, "the reply is too long")
+        return line
+
+    def close(self) -> None:
+        self.file.close()
 
 
 def _local_name(sender: Address) -> str:
@@ -262,9 +315,9 @@ def _sign_in(client: smtplib.SMTP, username: str, password: str) -> None:
     try:
         client.login(username, password)
     except smtplib.SMTPAuthenticationError as error:
-        raise MailServerError(
-            f"it rejects the user or the password in mail.url ({error.smtp_code})", error.smtp_code
-        ) from None
+        is_wrong = error.smtp_code >= _PERMANENT
+        reason = "rejects the user or the password in mail.url" if is_wrong else "cannot check the password now"
+        raise MailServerError(f"it {reason} ({error.smtp_code})", error.smtp_code) from None
 
 
 @contextmanager

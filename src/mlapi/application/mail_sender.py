@@ -122,7 +122,7 @@ class MailSender:
         self._on_result = on_result
         self._times = times
         self._pause_seconds = 0.0
-        self._problem: str | None = None
+        self._problem: MlapiError | None = None
         self._status_at_monotonic = float("-inf")
         self._queued = 0
         self._closing = threading.Event()
@@ -149,8 +149,8 @@ class MailSender:
         """Return how many mails waited when this process last counted them, at most `STATUS_SECONDS` ago."""
         return self._queued
 
-    def send_due(self) -> None:
-        """Send the mail that is due now.
+    def send_due(self) -> bool:
+        """Send the mail that is due now. Return whether the server has answered as it should.
 
         Raises:
             MailServerError: if the server cannot be used. The mail is postponed.
@@ -158,16 +158,18 @@ class MailSender:
         """
         with ExitStack() as stack:
             current: _Session | None = None
+            has_answered = False
             while not self._closing.is_set():
                 now = self._users.now()
                 mail = self._outbox.claim(now=now, until=now + self._times.lease)
                 if mail is None:
-                    return
+                    break
                 if current is not None and current.mails >= MAX_MAILS_PER_SESSION:
                     stack.close()
                     current = None
                 try:
                     current = self._process(mail, current, stack)
+                    has_answered = has_answered or current is not None
                 except MailServerError as error:
                     # A server may end a session after some time. That does not mean that it is unavailable.
                     is_session_over = current is not None and current.mails > 0
@@ -176,14 +178,15 @@ class MailSender:
                         raise
                     stack.close()
                     current = None
+            return has_answered
 
     def _run(self) -> None:
         while not self._closing.wait(self._pause_seconds or self._times.poll_seconds):
             try:
-                self.send_due()
+                has_answered = self.send_due()
                 self._count_queued()
             except MlapiError as error:
-                self._report(str(error))
+                self._report(error)
                 self._pause_seconds = min(
                     max(2 * self._pause_seconds, self._times.min_pause_seconds), MAX_PAUSE_SECONDS
                 )
@@ -192,13 +195,14 @@ class MailSender:
                 self._pause_seconds = MAX_PAUSE_SECONDS
             else:
                 self._pause_seconds = 0.0
-                if self._problem is not None:
+                # While no mail is due, it is unknown whether the mail server is available again.
+                if self._problem is not None and (has_answered or not isinstance(self._problem, MailServerError)):
                     _logger.info("mail can be sent again")
                     self._problem = None
 
-    def _report(self, problem: str) -> None:
+    def _report(self, problem: MlapiError) -> None:
         """Log a problem, but not each time that it occurs again."""
-        if problem != self._problem and not self._closing.is_set():
+        if str(problem) != str(self._problem) and not self._closing.is_set():
             _logger.warning("cannot send mail, and will retry: %s", problem)
             self._problem = problem
 
@@ -209,10 +213,10 @@ class MailSender:
 
     def _process(self, mail: QueuedMail, current: _Session | None, stack: ExitStack) -> _Session | None:
         """Send one mail, or find the users that it is for. Return the session."""
-        if mail.user_id is None:
-            self._resolve(mail)
-            return current
         try:
+            if mail.user_id is None:
+                self._resolve(mail)
+                return current
             kind, user = self._choose(mail)
             if current is None:
                 current = _Session(stack.enter_context(self._transport.connect()))
@@ -224,6 +228,11 @@ class MailSender:
             self._postpone(mail, error)
         except MailRejectedError as error:
             self._fail(mail, error)
+        except (MailServerError, RepositoryUnavailableError):
+            raise
+        except Exception:  # in a template, or a bug: other mail must not wait for it
+            _logger.exception("mail %d cannot be sent, and will be retried", mail.id)
+            self._postpone(mail, MailDelayedError("an internal error; the log describes it"))
         else:
             current.mails += 1
             self._store(mail, lambda: self._outbox.remove(mail))

@@ -10,7 +10,7 @@ import attrs
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, TemplateError
 
 from mlapi.domain.errors import ConfigurationError
-from mlapi.domain.mail import MAIL_KINDS, Mail, MailContent, MailKind
+from mlapi.domain.mail import MAIL_KINDS, Mail, MailContent, MailDelayedError, MailKind
 
 _DEFAULT_FOLDER = Path(__file__).parent
 _SUBJECT = "Subject:"
@@ -19,6 +19,7 @@ _LINK = "https://users.example/links/sample"
 _SAMPLE = MailContent(link=_LINK, username="ada", service="https://users.example", hours=24)
 _SAFE_USERNAME = re.compile(r"[\w.@+-]{1,64}")
 _HIDDEN_USERNAME = "your account"
+_TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @attrs.frozen
@@ -50,7 +51,18 @@ class TemplateComposer:
 
         A name that might be read as an advertisement or a link is left out: its user may have chosen it to make this
         service send it to others.
+
+        Raises:
+            MailDelayedError: if a template fails for these values.
         """
+        try:
+            return self._render(kind, content, recipient)
+        except _TEMPLATE_ERRORS as error:
+            # Other errors may quote the values, which are for the user only.
+            reason = _describe(error) if isinstance(error, TemplateError) else type(error).__name__
+            raise MailDelayedError(f"mail.templates: {kind} cannot be rendered: {reason}") from None
+
+    def _render(self, kind: MailKind, content: MailContent, recipient: str) -> Mail:
         values = attrs.asdict(content)
         if not _SAFE_USERNAME.fullmatch(content.username):
             values["username"] = _HIDDEN_USERNAME
@@ -68,8 +80,8 @@ class TemplateComposer:
         name = f"mail.templates: {templates.text.filename}"
         try:
             begins_with_subject = templates.text.render(attrs.asdict(_SAMPLE)).lstrip().startswith(_SUBJECT)
-            mail = self.compose(kind, _SAMPLE, recipient="ada@users.example")
-        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            mail = self._render(kind, _SAMPLE, "ada@users.example")
+        except _TEMPLATE_ERRORS as error:
             raise ConfigurationError(f"mail.templates: {kind} in {folder}: {_describe(error)}") from None
         if not begins_with_subject or not 0 < len(mail.subject) <= _MAX_SUBJECT_CHARS:
             raise ConfigurationError(f"{name}: begin the first line with `{_SUBJECT} ` and a text")
