@@ -37,7 +37,7 @@ _MAX_ERROR_CHARS = 200
 _OK, _CLOSING, _ACCEPTED_RECIPIENT = 250, 421, frozenset({250, 251})
 _NEEDS_SIGN_IN = frozenset({530, 534, 535, 538})  # RFC 4954, section 6
 _AUTHENTICATIONS = frozenset({"CRAM-MD5", "PLAIN", "LOGIN"})
-"""The kinds that the client knows."""
+"""The authentication methods that the client supports."""
 _PERMANENT, _INVALID = 500, 600
 _ADDRESS = re.compile(r"<?[^\s<>]*@[^\s<>]*>?")
 _LINK_TOKEN = re.compile(r"mlapi-link_\w+")

@@ -32,7 +32,7 @@ class AsyncLimiter:
         return await self._limiter.admit_with(self._executor, user, cost) if states is None else states
 
     async def read(self, user: User) -> tuple[AllowanceState, ...]:
-        """Return the state of each allowance, even if one is used up. Counts nothing."""
+        """Return the state of each allowance, even if one is used up. Does not count a request."""
         try:
             return await self.admit(user, 0)
         except RequestLimitReachedError as error:

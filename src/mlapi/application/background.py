@@ -56,7 +56,7 @@ class WriterThread:
 
     def stop(self) -> None:
         """End the thread after the current write. The caller writes the rest."""
-        notice_fork()  # before taking the lock: a noticed fork unlocks it
+        notice_fork()  # before taking the lock, because noticing a fork releases it
         with self._lock:
             self._forget_exit()
             thread, has_work, is_stopping = self._thread, self._has_work, self._is_stopping

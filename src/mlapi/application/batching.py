@@ -34,7 +34,7 @@ MAX_WAITING_REQUESTS = 10_000
 """At 10,000 requests per second, the last request in a full queue waits one second. Each takes about a kilobyte."""
 TIMEOUT_SECONDS = 5.0
 GROUP_COMMANDS = 250
-"""The number of commands of one request in a transaction, which they share with those of other requests."""
+"""The maximum number of commands from one request in a transaction, which other requests share."""
 
 _MAX_IDLE_TURNS = 16
 """Stop waiting for follow-ups after this many turns of the loop (about 100 us) without a new request."""

@@ -46,7 +46,7 @@ class BulkChange:
     def prepare_once(self, users: Users, user: User, *, since: datetime) -> UserCommand | UpdateUser | None:
         """Return the command for a user, or None if the user was changed after a time, for example by this change.
 
-        Access is then extended only once, even if a part of the change is applied again or at the same time.
+        Access is then extended only once, even if part of the change is applied twice or concurrently.
         """
         if self.action != "extend":
             return self.prepare(users, user.id)

@@ -14,7 +14,7 @@ from mlapi.domain.links import Link, RedeemLink, Redemption, parse_link_token
 from mlapi.domain.users import User
 
 MAX_REDEMPTIONS_PER_ADDRESS = 60
-"""Per minute, valid or not. Tokens cannot be guessed: the limit bounds the load."""
+"""Attempts per minute, valid or not. The limit bounds the load; tokens cannot be guessed anyway."""
 
 
 @attrs.frozen

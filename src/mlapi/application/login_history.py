@@ -43,7 +43,7 @@ class BackgroundLogins:
     """A `LoginRecorder` that collects logins, and writes them about once a second from one thread.
 
     If a write fails, it keeps the logins and writes them later. It drops logins and logs a warning if `MAX_WAITING` are
-    waiting, or if the account may only read the database.
+    waiting, or if the database account has only read access.
 
     Close it to write the remaining logins. If you do not close it, it writes them when the process exits, unless the
     process is killed.

@@ -1,7 +1,7 @@
 """Send the mail in the outbox from a background thread.
 
-Mail is sent at least once. A process that is killed after the server has accepted a mail, and before the outbox is
-changed, causes a second copy. Every copy has its own one-time link, and using one ends the other.
+Mail is sent at least once. If a process is killed after the server has accepted a mail, but before the outbox is
+updated, a second copy is sent. Every copy has its own one-time link, and using one ends the other.
 """
 
 import logging
@@ -41,11 +41,11 @@ GIVE_UP_AFTER = timedelta(days=3)
 LEASE = timedelta(minutes=2)
 """How long a process claims a mail. Longer than a session with the server may take, so that no other process sends it.
 
-After a process was killed, its mail is sent again when the claim ends."""
+If a process is killed, its mail is sent again when the claim ends."""
 POLL_SECONDS = 1.0
-"""How often each process looks for mail. It reads one row of an index."""
+"""How often each process looks for mail. Each look reads one index row."""
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 5.0, 60.0
-"""How long a process sends nothing if the server or the database is unavailable. Doubles with every failure."""
+"""How long a process pauses if the server or the database is unavailable. Doubles with every failure."""
 MAX_MAILS_PER_SESSION = 50
 STATUS_SECONDS = 15.0
 CLOSING_SECONDS = 5.0
@@ -146,7 +146,7 @@ class MailSender:
             self._thread.join(CLOSING_SECONDS)
 
     def get_queued(self) -> int:
-        """Return how many mails waited when this process last counted them, at most `STATUS_SECONDS` ago."""
+        """Return how many mails were waiting at the last count of this process, at most `STATUS_SECONDS` ago."""
         return self._queued
 
     def send_due(self) -> bool:
@@ -201,7 +201,7 @@ class MailSender:
                     self._problem = None
 
     def _report(self, problem: MlapiError) -> None:
-        """Log a problem, but not each time that it occurs again."""
+        """Log a problem, but not every time it recurs."""
         if str(problem) != str(self._problem) and not self._closing.is_set():
             _logger.warning("cannot send mail, and will retry: %s", problem)
             self._problem = problem

@@ -13,11 +13,11 @@ from mlapi.domain.users import UserId
 
 WINDOW_SECONDS = 3600
 MAX_REQUESTS_PER_ADDRESS = 60
-"""Requests for a new password from one client address, per hour."""
+"""Password reset requests per hour from one client address."""
 MAX_MAILS_PER_NAME = 5
-"""Mails for a new password for one name or e-mail address, per hour."""
+"""Password links mailed per hour for one name or e-mail address."""
 MAX_CHANGES_PER_USER = 5
-"""Mails to a new e-mail address that one user asks for, per hour."""
+"""Mails to new e-mail addresses that one user can request per hour."""
 
 
 @final
@@ -40,7 +40,7 @@ class Mailing:
         self._warnings = RepeatedWarnings(interval_seconds=WINDOW_SECONDS)
 
     def request_password(self, name: str, address: str) -> None:
-        """Queue a link for a new password, for every user with a name or e-mail address.
+        """Queue a password link for every user with this name or e-mail address.
 
         Takes the same time for unknown names: the users are looked up later. Over the limit for a name, it does nothing
         and raises nothing.

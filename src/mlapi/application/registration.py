@@ -24,7 +24,7 @@ class AsyncRegistration:
         executor: encrypts the passwords and applies the commands.
         names: looks up usernames, so that a taken one costs a read instead of a hash, unless hashes are cheap. The
             repository still checks.
-        pending: what users wait for who were registered by a client without credentials. None enables them at once.
+        pending: what users registered by a client without credentials wait for. None enables them at once.
         on_rejected: called for each registration of a taken username that is not recorded in the audit trail.
     """
 

@@ -91,7 +91,7 @@ class SessionRegistry:
         return session if session is not None and session.is_open(self.clock()) else None
 
     def find_manager(self, session_id: SessionId, *, admin_epoch: str | None) -> ManagerSession | None:
-        """Return an open session of a manager, or None. Its epoch is current: the manager has the same token.
+        """Return the session of a manager if it is open and the manager's token is unchanged, or None.
 
         Args:
             session_id: the id of the session.
@@ -114,7 +114,7 @@ class SessionRegistry:
                 self.sessions.touch(session.id, now)
 
     def list_by_manager(self, name: str | None, *, admin_epoch: str | None) -> list[ManagerSession]:
-        """Return the open sessions of a manager, or of all managers if ``name`` is None; the last seen first."""
+        """Return the open sessions of a manager, or of all managers if ``name`` is None, most recently seen first."""
         now = self.clock()
         managers = {manager.name: manager for manager in self.managers.list_all()}
         found = []
@@ -129,7 +129,7 @@ class SessionRegistry:
         return found
 
     def list_by_user(self, user_id: UserId, *, epoch: str) -> list[Session]:
-        """Return the open sessions of a user, the last seen first.
+        """Return the open sessions of a user, most recently seen first.
 
         Args:
             user_id: the id of the user.

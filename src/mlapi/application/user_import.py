@@ -165,7 +165,7 @@ class UserImport:
         self._importer = importer
         self._rejects = rejects
         self._actor = actor
-        self._has_first = False  # whether a row has the actor without `is_repeated`
+        self._has_first = False  # whether a row has the original actor; the others repeat it
         self._threads = threads
         self._dry_run = dry_run
         self._is_hashing = is_costly(users.cipher) and not dry_run

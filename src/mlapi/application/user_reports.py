@@ -8,7 +8,7 @@ import attrs
 from mlapi.application.users import Users
 
 DAYS = 30
-"""The number of days, which end today in UTC."""
+"""The number of days in a report. The last one is today, in UTC."""
 
 
 @attrs.frozen

@@ -119,7 +119,7 @@ class Users(CommandFactory):
         return self.apply(self.prepare_registration(username=username, password=None, email=email, **details))
 
     def add_link(self, *, user_id: UserId) -> tuple[Link, str]:
-        """Make a one-time link with which a user sets a new password.
+        """Make a one-time link that lets a user set a new password.
 
         Return the stored link and its token, which cannot be shown again later. The page is ``/links/<token>``.
 

@@ -37,9 +37,9 @@ class RestoreEffects:
     lost_api_keys: Affected
     """API keys that were added after the backup and no longer exist."""
     returning_managers: Affected
-    """Managers who were removed after the backup, or got another token. Their tokens in the backup work again."""
+    """Managers who were removed after the backup, or got a new token. Their tokens in the backup work again."""
     lost_managers: Affected
-    """Managers who were added after the backup, or got another token. These tokens no longer work."""
+    """Managers who were added after the backup, or got a new token. These tokens no longer work."""
     revived_tokens: Affected
     """Users whose tokens were revoked after the backup. Those tokens are valid again until they expire."""
 

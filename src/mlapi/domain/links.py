@@ -1,8 +1,8 @@
 """One-time links: with one, a user sets a password or confirms an e-mail address without signing in.
 
-A link contains the id of its row and a secret. Only the SHA-256 of both is stored. A link is valid once, until it
-expires, and only while its user has the same token epoch and e-mail address: a new password, a new address, disabling
-the user and ending their tokens end every link, without a write of their own.
+A link contains the id of its row and a secret. Only the SHA-256 of both is stored. A link works once, until it expires,
+and only while its user has the same token epoch and e-mail address. Changing the password or the address, disabling the
+user and revoking their tokens therefore end every link, without an extra write.
 """
 
 import hashlib

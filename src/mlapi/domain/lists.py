@@ -59,7 +59,7 @@ class ListPosition:
         return cls(value, user.id)
 
     def is_after(self, other: "ListPosition", *, descending: bool) -> bool:
-        """Return whether a list contains this position after another one."""
+        """Return whether this position comes after another one in a list."""
         if self.value is None or other.value is None:
             if (self.value is None) != (other.value is None):
                 return self.value is None

@@ -1,4 +1,4 @@
-"""The messages that the service sends, and the interfaces of the programs that write and deliver them."""
+"""The messages that the service sends, and the interfaces for writing and delivering them."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -1,6 +1,6 @@
 """Managers: the people who manage users, each with a name, a role and a token of their own.
 
-Only the SHA-256 of a token is stored. State is read at every request, so every change is effective at the next one.
+Only the SHA-256 of a token is stored. The state is read at every request, so every change takes effect at the next one.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ LOCAL = ManagerIdentity("local", "admin")
 
 @attrs.frozen(kw_only=True)
 class Manager:
-    """A stored manager. ``digest`` is the SHA-256 of the token; another token also has another digest.
+    """A stored manager. ``digest`` is the SHA-256 of the token, so a new token has a new digest.
 
     The token is valid until ``expires_datetime``; None means that it does not expire. All times are in UTC.
     """
@@ -190,7 +190,7 @@ def generate_manager_token(token_id: ManagerTokenId | None = None) -> str:
 
 
 def derive_token_id(text: str) -> ManagerTokenId:
-    """Return the id that always belongs to this text."""
+    """Return a token id that depends only on this text."""
     return ManagerTokenId(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[: 2 * _ID_BYTES])
 
 

@@ -1,4 +1,4 @@
-"""The outbox: mail that waits to be sent. It is stored in the same transaction as the change that causes it.
+"""The outbox: mail that is waiting to be sent. It is stored in the same transaction as the change that causes it.
 
 A row contains no one-time link: `mlapi.application.mail_sender` makes the link when it sends the mail.
 """
@@ -29,7 +29,7 @@ class QueuedMail:
         recipient: the name or address in a request for a new password, or a new address to verify. None if the mail
             goes to the address of the user.
         created_datetime: when it was queued.
-        due_datetime: when it is sent next. None after it has failed for good.
+        due_datetime: when it is sent next. None after it has failed permanently.
         attempts: how many times a process has claimed it.
         error: why the latest attempt failed, without addresses.
     """

@@ -1,7 +1,7 @@
 """Sessions: the browsers in which managers and users are signed in.
 
 The cookie of a session contains a secret; only its SHA-256 is stored. A session ends when it expires, is unused for
-`IDLE_SECONDS`, is removed, or when its manager or user gets another epoch: see `Session`.
+`IDLE_SECONDS`, is removed, or when its manager or user gets a new epoch: see `Session`.
 """
 
 import hashlib
@@ -98,9 +98,9 @@ class Sessions(Protocol):
         ...
 
     def list_by_manager(self, name: str | None, *, limit: int) -> list[Session]:
-        """Return the sessions of a manager, or of all managers if ``name`` is None; the last seen first.
+        """Return the sessions of a manager, or of all managers if ``name`` is None, most recently seen first.
 
-        Sessions that were seen at the same time are sorted by id. They may have expired.
+        Sessions last seen at the same time are sorted by id. They may have expired.
         """
         ...
 

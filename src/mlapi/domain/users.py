@@ -18,7 +18,8 @@ UserOrder = Literal["id", "name", "created", "updated", "expires", "seen", "usag
 ``seen`` is the time of the latest request, and ``usage`` the number of requests in this month, in UTC."""
 
 UserState = Literal["active", "disabled", "expired", "pending"]
-"""Whether a user has access. Users without `enabled` are "pending" or "disabled", even if their access has expired."""
+"""Whether a user has access. Users who are not enabled are "pending" or "disabled", even if their access has
+expired."""
 
 Pending = Literal["email", "approval", "email_then_approval"]
 """What a pending user waits for: their e-mail address to be verified, the approval of a manager, or both in turn."""

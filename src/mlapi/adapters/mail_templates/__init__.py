@@ -33,7 +33,7 @@ class TemplateComposer:
 
     Args:
         folder: a folder with templates that replace the default ones, such as ``password_reset.txt`` and
-            ``password_reset.html``. If it has only the text of a kind, mail of this kind has no HTML part.
+            ``password_reset.html``. A kind with only a text template is sent without an HTML part.
 
     Raises:
         ConfigurationError: if a template is invalid, has no subject or does not contain the link.
@@ -49,8 +49,8 @@ class TemplateComposer:
     def compose(self, kind: MailKind, content: MailContent, *, recipient: str) -> Mail:
         """Return the message of a kind.
 
-        A name that might be read as an advertisement or a link is left out: its user may have chosen it to make this
-        service send it to others.
+        A name that looks like an advertisement or a link is left out: an attacker may have registered with it to make
+        this service send spam.
 
         Raises:
             MailDelayedError: if a template fails for these values.

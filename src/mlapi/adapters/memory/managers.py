@@ -20,7 +20,7 @@ class InMemoryManagers:
     """Thread-safe `Managers` in memory.
 
     Args:
-        audit: contains the entries about the managers.
+        audit: receives the audit entries about the managers.
     """
 
     def __init__(self, audit: InMemoryAuditTrail) -> None:

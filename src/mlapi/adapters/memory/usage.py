@@ -30,7 +30,7 @@ class InMemoryUsage:
                 self._activity[row.user_id] = each if known is None else known.plus(each)
 
     def list_activity(self, users: Sequence[User], at: datetime) -> list[ListedUser]:
-        """Return each user with the time of their latest request, and their requests in the month of this time."""
+        """Return the time of each user's latest request, and the number of their requests in that month."""
         with self._lock:
             found = [(user, self._activity.get(user.id)) for user in users]
         return [

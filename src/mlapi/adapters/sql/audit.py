@@ -135,7 +135,7 @@ def _conditions(matching: AuditFilter) -> Iterator[ColumnElement[bool]]:
 def _page(
     conditions: Sequence[ColumnElement[bool]], matching: AuditFilter, limit: int, *, ascending: bool
 ) -> Select[Any]:
-    """Return a query for the page. To use an index, the list is the union of the lists of all actions if necessary."""
+    """Return a query for the page. If no index fits the filter, combine one indexed query for each action."""
     order = audit.c.id.asc() if ascending else audit.c.id.desc()
     query = select(*AUDIT_COLUMNS).where(*conditions)
     if matching.actor is not None and matching.is_folded and matching.actor not in _FREQUENT_ACTORS:
@@ -148,7 +148,7 @@ def _page(
 
 
 def _find_bounds(connection: Connection, matching: AuditFilter) -> Iterator[ColumnElement[bool]]:
-    """Yield conditions for the ids, because the pages are in the order of ids and not of times."""
+    """Yield conditions for the ids, because pages are sorted by id, not by time."""
     if matching.since is not None:
         before = _shift(matching.since, -MAX_CLOCK_DIFFERENCE)
         if (newest := connection.scalar(_NEWEST_BEFORE.limit(1), {"time": before})) is not None:
@@ -160,7 +160,7 @@ def _find_bounds(connection: Connection, matching: AuditFilter) -> Iterator[Colu
 
 
 def _shift(time: datetime, difference: timedelta) -> datetime:
-    """Return the sum, or the time itself if the sum is not between the years 1 and 9999."""
+    """Return the sum, or the unchanged time if the sum is outside the years 1 to 9999."""
     try:
         return time + difference
     except OverflowError:

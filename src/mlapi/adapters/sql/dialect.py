@@ -39,7 +39,7 @@ class Dialect(Protocol[DriverConnectionT]):
 
     @property
     def plans_by_order(self) -> bool:
-        """True if the database must be told which index to read, because it does not know the number of rows."""
+        """True if queries must choose the index, because the database does not know the number of rows."""
         ...
 
     @property
@@ -241,15 +241,15 @@ class Dialect(Protocol[DriverConnectionT]):
         ...
 
     def has_email(self, email: str) -> ColumnElement[bool]:
-        """Return an SQL condition that is true for users with this address, which uses an index. Ignore ASCII case."""
+        """Return an indexed SQL condition that is true for users with this address. Ignore ASCII case."""
         ...
 
     def is_disabled(self, enabled: ColumnElement[bool]) -> ColumnElement[bool]:
-        """Return an SQL condition that is true for users who are not enabled, and that an index supports."""
+        """Return an indexed SQL condition that is true for users who are not enabled."""
         ...
 
     def without_index(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Return a column in a form for which no index is used, if `plans_by_order` is True."""
+        """Return the column in a form that no index matches if `plans_by_order` is True."""
         ...
 
     def count_states(self, connection: Connection, *, at: datetime) -> StateCounts:

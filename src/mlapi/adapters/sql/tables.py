@@ -98,7 +98,7 @@ Index("ix_users_email_nocase", users.c.email.collate("NOCASE")).ddl_if(dialect="
 Index("ix_users_disabled", users.c.created_datetime, users.c.id, sqlite_where=users.c.enabled.is_(False)).ddl_if(
     dialect="sqlite"
 )
-# PostgreSQL updates `enabled` in place only if no other kind of index depends on it.
+# BRIN, because any other kind of index on `enabled` would prevent in-place (HOT) updates.
 Index(
     "ix_users_enabled",
     cast(users.c.enabled, Integer).label("enabled"),
@@ -188,15 +188,15 @@ managers = Table(
     Column("expires_datetime", UtcDateTime),
 )
 
-# The tables below have no foreign keys to users: an orphaned row grants nothing, and each foreign key would make the
-# removal of every user slower.
+# The tables below have no foreign keys to users: an orphaned row grants nothing, and each foreign key would slow down
+# the removal of every user.
 sessions = Table(
     "mlapi_sessions",
     metadata,
     Column("id", String, primary_key=True),  # the SHA-256 of the secret in the cookie
     Column("manager", String, index=True),  # the name of a manager, "admin" for the admin token, or NULL
     Column("user_id", BigInteger, index=True),  # NULL for sessions of managers
-    Column("epoch", String, nullable=False),  # the session ends when its manager or user has another one
+    Column("epoch", String, nullable=False),  # the session ends when its manager or user gets a new one
     Column("created_datetime", UtcDateTime, nullable=False),
     Column("seen_datetime", UtcDateTime, nullable=False),
     Column("expires_datetime", UtcDateTime, nullable=False, index=True),

@@ -33,9 +33,9 @@ COLUMNS = FilterColumns(
 
 @attrs.frozen
 class Expiry:
-    """What a query knows about the expiry of its users without the filter. Conditions that are known are omitted.
+    """What a query already guarantees about the expiry of its users.
 
-    If a condition on the expiry repeats the bound of a page, the database may read everything before the page.
+    Redundant conditions are omitted: with a second bound on the expiry, the database may read every row before the page.
 
     Attributes:
         has_value: whether all users have an expiry, or none has one. None if unknown.

@@ -24,8 +24,8 @@ from mlapi.domain.rules import UserFilter
 from mlapi.domain.users import User, UserId, UserOrder
 
 MAX_SORTED_USERS = 5_000
-"""If an index shows that a filter matches at most so many users, SQLite reads and sorts them. Otherwise it reads the
-users in the order of the list until the page is full. For this number of users, both take about as long."""
+"""If an indexed filter matches at most this many users, SQLite reads and sorts them. Otherwise, it reads the users in
+the order of the list until the page is full. At this number, both take about the same time."""
 
 _ACTIVITY = (activity.c.seen_datetime, activity.c.month, activity.c.requests)
 _ACTIVITY_OF = select(activity.c.user_id, *_ACTIVITY).where(activity.c.user_id.in_(bindparam("ids", expanding=True)))
@@ -88,7 +88,7 @@ class ListQuery:
         return found[::-1] if backward else found
 
     def _parts(self, position: ListPosition | None, *, backward: bool) -> Sequence[bool]:
-        """Return whether the users of each part of the list have a value. Those without one come last."""
+        """Return, for each part of the list to read, whether its users have a value. Those without one come last."""
         if self.order not in {"expires", *_WITH_ACTIVITY}:
             return [True]
         if self.order == "expires" and (self.matching.state == "expired" or self.matching.expires_before is not None):
@@ -147,7 +147,7 @@ class ListQuery:
         )
 
     def _known_expiry(self, start: ListPosition | None, *, has_value: bool, is_reversed: bool) -> Expiry:
-        """Return what the order of the list says about the expiry of the users in this part of it."""
+        """Return what the order of the list guarantees about the expiry of the users in this part."""
         if self.order != "expires":
             return Expiry()
         bound = start.value if start is not None and isinstance(start.value, datetime) else None
@@ -162,7 +162,7 @@ class ListQuery:
         if by_user:
             month, requests = self._hide(month), self._hide(requests)
         in_month = month == month_of(self.matching.state_time)
-        # A second lower bound would keep the database from starting at the position.
+        # With a second lower bound, the database would not start reading at the position.
         starts_later = start is not None and start.value is not None and not is_reversed
         return in_month if starts_later else and_(in_month, requests > 0)
 

@@ -61,7 +61,7 @@ _CREATE_TRIGRAM_INDEX = """
     USING gin (username_key {schema}.gin_trgm_ops, lower(email) {schema}.gin_trgm_ops)
 """
 _MAX_DISABLED = 5_000
-"""If more users are disabled, lists do not use the index for them."""
+"""Lists do not use the index of disabled users if it contains more users than this."""
 _SCHEMA_LOCK = 0x6D6C6170  # "mlap" in ASCII
 
 
@@ -82,7 +82,7 @@ class PostgresqlDialect:
     def __init__(self, namespace: str | None = None) -> None:
         self._namespace = namespace
         self._disabled: float = math.inf
-        """The number of users who were not enabled when the users were last counted."""
+        """The number of users who were not enabled at the last count."""
         self._connections: WeakSet[BoundedConnection] = WeakSet()
 
     def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
@@ -266,7 +266,7 @@ class PostgresqlDialect:
         return func.lower(users.c.email) == func.lower(email)
 
     def is_disabled(self, enabled: ColumnElement[bool]) -> ColumnElement[bool]:
-        # The server expects too little of this index: it would read nearly the whole table for many disabled users.
+        # Use the index for few disabled users only: for many, the server would read nearly the whole table through it.
         return cast(enabled, Integer) == 0 if self._disabled <= _MAX_DISABLED else enabled.is_(False)
 
     def without_index(self, column: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -106,7 +106,7 @@ def _create_tables() -> None:
 
 
 def _fill_activity() -> None:
-    """Fill the table of activity from the usage so far: the latest request, and the requests in its month."""
+    """Fill the activity table from the existing usage: the latest request, and the requests in its month."""
     is_postgresql = op.get_bind().dialect.name == "postgresql"
     month = "to_char(day, 'YYYYMM')::integer" if is_postgresql else "CAST(strftime('%Y%m', day) AS INTEGER)"
     requests = "least(sum(requests), 9007199254740991)" if is_postgresql else "min(sum(requests), 9007199254740991)"
