@@ -35,7 +35,7 @@ COLUMNS = FilterColumns(
 class Expiry:
     """What a query already guarantees about the expiry of its users.
 
-    Redundant conditions are omitted: with a second bound on the expiry, the database may read every row before the page.
+    Redundant conditions are omitted: with a second bound on the expiry, the database may read all rows before the page.
 
     Attributes:
         has_value: whether all users have an expiry, or none has one. None if unknown.
