@@ -6,6 +6,7 @@ but no personal data. The name of a removed user is the only exception; see `Rem
 
 import json
 from datetime import date, datetime, timedelta
+from json.encoder import encode_basestring
 from typing import Literal, NewType
 
 import attrs
@@ -259,16 +260,18 @@ def _get_user_id(command: Command, outcome: Outcome) -> UserId | None:
 
 
 def _encode_changes(command: Command, outcome: Outcome) -> str | None:
+    if isinstance(outcome, User) and not isinstance(command, Register):  # first, because most commands change a user
+        is_named = isinstance(command, Remove) and command.keeps_name
+        # The same text as from `json.dumps`, in a tenth of the time.
+        return f'{{"username": [{encode_basestring(outcome.username)}, null]}}' if is_named else None
     if isinstance(outcome, UserChange):
         changes = describe_changes(outcome.before, outcome.after)
     elif isinstance(outcome, Link):
         changes = {"purpose": outcome.purpose}
     elif isinstance(outcome, Redemption):
         changes = {"purpose": outcome.link.purpose, **describe_changes(outcome.before, outcome.after)}
-    elif isinstance(command, Register) and isinstance(outcome, User):
+    elif isinstance(outcome, User):
         changes = describe_changes(None, outcome)
-    elif isinstance(command, Remove) and command.keeps_name and isinstance(outcome, User):
-        changes = {"username": [outcome.username, None]}
     else:
         return None
     return json.dumps(changes, ensure_ascii=False) if changes else None

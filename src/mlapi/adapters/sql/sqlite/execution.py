@@ -1,9 +1,9 @@
 """Apply commands to an SQLite database one by one, and find principals."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from sqlalchemy import Column
@@ -45,14 +45,14 @@ from mlapi.domain.users import User, UserId, UsernameKey
 
 def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
     """Apply commands in order in the current transaction, and write the audit entries."""
-    outcomes = [
-        _apply_to_api_key(connection, command)
-        if isinstance(command, ApiKeyCommand)
-        else _apply_to_link(connection, command)
-        if isinstance(command, LinkCommand)
-        else _apply_to_user(connection, command)
-        for command in commands
+    outcomes = [_APPLY.get(type(command), _apply_to_user)(connection, command) for command in commands]
+    removed = [
+        outcome.id
+        for command, outcome in zip(commands, outcomes, strict=True)
+        if type(command) is Remove and isinstance(outcome, User)
     ]
+    if removed:
+        _remove_rows_of_users(connection, removed)
     add_audit_entries(connection, statements.audit_entries(commands, outcomes))
     if mails := make_queued_mails(commands, outcomes):
         connection.executemany(sql.INSERT_MAIL, [_mail_row(mail) for mail in mails])
@@ -108,11 +108,14 @@ def _apply_to_user(connection: sqlite3.Connection, command: UserCommand | Update
 
 def _remove(connection: sqlite3.Connection, user_id: UserId) -> Outcome:
     row = _fetch_one(connection, sql.REMOVE_USER, {"id": user_id})
-    if row is None:
-        return UserNotFoundError(user_id)
-    for statement in sql.REMOVE_ROWS_OF_USER:
-        connection.execute(statement, {"id": user_id})
-    return reading.read_user(row)
+    return UserNotFoundError(user_id) if row is None else reading.read_user(row)
+
+
+def _remove_rows_of_users(connection: sqlite3.Connection, user_ids: Sequence[UserId]) -> None:
+    """Delete the rows of removed users in other tables. No later command adds any, because their ids end with them."""
+    keys = msgspec.json.encode(user_ids).decode()
+    for statement in sql.REMOVE_ROWS_OF_USERS:
+        connection.execute(statement, {"keys": keys})
 
 
 def _change(connection: sqlite3.Connection, command: UpdateUser) -> Outcome:
@@ -212,6 +215,12 @@ def _encode_times(parameters: dict[str, Any]) -> dict[str, Any]:
 def _encoder_of(column: Column[Any]) -> Convert | None:
     return encode_time if isinstance(column.type, UtcDateTime) else None
 
+
+_APPLY: dict[type, Callable[[sqlite3.Connection, Any], Outcome]] = {
+    **dict.fromkeys(get_args(ApiKeyCommand), _apply_to_api_key),
+    **dict.fromkeys(get_args(LinkCommand), _apply_to_link),
+}
+"""The functions that apply commands, by type. `_apply_to_user` applies the others."""
 
 _read_manager = row_reader(Manager, reading.decoder_of)
 _user_row = rows.row_writer(Register, users, _encoder_of)

@@ -46,7 +46,7 @@ UPDATE_USER = {command: _compile_update(template) for command, template in USER_
 USER_BY_ID = _compile(_SELECT_USERS.where(_WITH_ID))
 CHANGE_USER = _compile_update(statements.CHANGE_USER)
 REMOVE_USER = _compile(delete(users).where(_WITH_ID).returning(*USER_COLUMNS))
-REMOVE_ROWS_OF_USER = [_compile(delete(table).where(table.c.user_id == bindparam("id"))) for table in REMOVED_WITH_USER]
+REMOVE_ROWS_OF_USERS = [_compile(delete(table).where(table.c.user_id.in_(_KEYS))) for table in REMOVED_WITH_USER]
 USERS_BY_USERNAME_KEYS = _compile(select(users.c.username_key, *USER_COLUMNS).where(users.c.username_key.in_(_KEYS)))
 
 INSERT_API_KEY = _compile(
