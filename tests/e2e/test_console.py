@@ -103,7 +103,7 @@ def test_admin_token_logs_in_and_logout_ends_the_session(token_mode: Server, ope
 
     page.get_by_role("button", name="Sign out").click()
 
-    expect(page.locator("#status .text")).to_have_text("You have signed out.")
+    expect(page.locator("#status .text")).to_have_text("You are signed out.")
     page.goto(f"{token_mode.base}/console")
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
 

@@ -371,7 +371,7 @@ def test_users_change_their_password(http: TestClient, users: Users, ada: User) 
     page = form.send("Change password", current=PASSWORD, new="analytical engine")
 
     assert "At least 8 characters." in form.text
-    assert "Your password is changed." in page.text
+    assert "Your password was changed." in page.text
     assert "Signed in as ada" in page.text
     assert str(open_page(phone).response.url).endswith("/account/sign-in")
     assert sign_in(other_browser(http), "ada", "analytical engine").response.status_code == 200

@@ -79,7 +79,7 @@ def test_mails_to_new_addresses_are_limited(http: TestClient, outbox: InMemoryOu
     ]
 
     assert (pages[-2].response.status_code, pages[-1].response.status_code) == (200, 429)
-    assert "too many mails" in pages[-1].text
+    assert "too many requests" in pages[-1].text
     assert len(queued(outbox)) == MAX_CHANGES_PER_USER
 
 

@@ -339,7 +339,7 @@ def test_forged_session_cookie_redirects_to_the_login(users: Users, remote: Test
 def test_logout_redirects_to_the_login(remote: TestClient) -> None:
     page = log_in(remote).send("Sign out")
 
-    assert status_and_notice(page) == (200, "You have signed out.")
+    assert status_and_notice(page) == (200, "You are signed out.")
     assert page.response.url.path == f"{CONSOLE_PATH}/log-in"
     assert open_page(remote).response.url.path == f"{CONSOLE_PATH}/log-in"
 
@@ -837,7 +837,7 @@ def test_password_link_is_shown_once(local: TestClient, users: Users, ada: User)
 
     (url,) = [field["value"] for field in page.find_all("input") if field.get("id") == "secret"]
     again = open_page(local, "/users/1")
-    notice = "A link was made. With it, ada can set a password within 24 hours."
+    notice = "A password link was made. ada can use it once, within 24 hours."
     assert (status_and_notice(page), url in again.response.text) == ((200, notice), False)
     assert local.get(url).status_code == 200
     (entry, *_) = users.list_audit_page(limit=1)

@@ -118,7 +118,7 @@ def test_token_is_rotated_and_shown_once(world: World, admin: TestClient) -> Non
     page = open_page(admin, f"{MANAGERS}/alice").send("Rotate token", expires_at="2026-12-31")
 
     (new,) = tokens(page)
-    notice = "Manager alice has a new token. The old one was revoked. This cannot be undone."
+    notice = "The token of manager alice was rotated. This cannot be undone."
     assert status_and_notice(page) == (200, notice)
     assert [is_accepted(world, token) for token in (old, new)] == [False, True]
     assert tokens(open_page(admin, f"{MANAGERS}/alice")) == []

@@ -196,7 +196,7 @@ def test_sign_out_ends_the_session_for_copies_of_the_cookie(world: World, alice:
 
     page = open_page(client).send("Sign out")
 
-    assert status_and_notice(page) == (200, "You have signed out.")
+    assert status_and_notice(page) == (200, "You are signed out.")
     assert [is_signed_in(client), is_signed_in(thief)] == [False, False]
 
 
@@ -285,7 +285,7 @@ def test_ending_the_current_session_signs_out(world: World, alice: str) -> None:
     (button,) = [name for form in page.forms for name in form.buttons if name.startswith("Sign out of alice")]
     ended = page.send(button)
 
-    assert status_and_notice(ended) == (200, "You have signed out.")
+    assert status_and_notice(ended) == (200, "You are signed out.")
     assert not is_signed_in(client)
 
 
@@ -321,7 +321,7 @@ def test_local_mode_needs_no_session(world: World) -> None:
 
     page = open_page(local, "/sessions")
 
-    assert "No manager is signed in to the console." in page.text
+    assert "No manager is signed in. In local mode, the console needs no sign-in." in page.text
     assert "Sign out" not in page.text
     for path in ("end-others", f"{'0' * 64}/end"):
         assert open_page(local, f"/sessions/{path}").response.url.path == "/console/sessions"

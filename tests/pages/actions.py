@@ -63,7 +63,7 @@ ACTIONS = (
         page="/account/password",
         form="/password",
         fields={"current": _NEW_PASSWORD, "new": _THIRD_PASSWORD},
-        shows="Your password is changed.",
+        shows="Your password was changed.",
     ),
     Action(page="/account/sign-out-everywhere", form="/sign-out-everywhere", shows="Sign in to your account"),
     Action(
@@ -121,7 +121,7 @@ ACTIONS = (
     Action(
         page="/console/managers/{manager}",
         form="/managers/{manager}/rotate",
-        shows="Manager {manager} has a new token.",
+        shows="The token of manager {manager} was rotated.",
     ),
     Action(
         page="/console/managers/{manager}/remove",
@@ -130,7 +130,7 @@ ACTIONS = (
     ),
     Action(page="/console/sessions", form="/end", button="End session", shows="The session of bob"),
     Action(page="/console/sessions", form="/end-others", shows="signed in only in this browser"),
-    Action(page="/console", form="/log-out", shows="You have signed out."),
+    Action(page="/console", form="/log-out", shows="You are signed out."),
 )
 
 

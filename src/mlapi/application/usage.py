@@ -155,9 +155,9 @@ class BackgroundUsage:
         self._report_dropped()
 
     def _write(self, *, is_last_chance: bool = False) -> bool:
-        """Write the collected rows. During an outage, write only if a retry is due, or if this is the last chance.
+        """Write the collected rows, and return whether some are left.
 
-        Return whether usage is left.
+        During an outage, write only if a retry is due, or if this is the last chance.
         """
         notice_fork()  # before taking the lock: a noticed fork unlocks it
         with self._write_lock:

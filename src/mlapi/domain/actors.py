@@ -40,7 +40,7 @@ class Actor:
         return cls(f"user {user_id}", request_id)
 
     def repeated(self) -> "Actor":
-        """Return the actor for the changes of a bulk request after the first one, such as the rows of an import.
+        """Return the actor for all changes of a bulk request after the first one, such as the later rows of an import.
 
         Lists of the audit trail can fold these changes into the first one. An actor without a request id is unchanged.
         """

@@ -152,7 +152,7 @@ class AdminPolicy:
 
     @property
     def identity(self) -> ManagerIdentity:
-        """The manager whom this policy lets in: the holder of the admin token, or a program on this machine."""
+        """The manager whom this policy admits: the holder of the admin token, or a program on this machine."""
         return ADMIN if self._token_digest is not None else LOCAL
 
     def registration_actor(self, headers: Headers) -> str:
@@ -200,7 +200,7 @@ class AdminPolicy:
                 raise _token_error(client.headers)
             return ADMIN
         if find_manager_token(client.headers) is not None:
-            raise WrongManagerTokenError  # even on this machine, so that removed and expired managers notice
+            raise WrongManagerTokenError  # even on this machine, so that an expired or revoked token gets an error
         self._check_without_token(client)
         return LOCAL
 
@@ -251,7 +251,7 @@ class AdminPolicy:
 
     @property
     def session_epoch(self) -> str | None:
-        """The epoch of sessions that started with the admin token: another token ends them. None without a token."""
+        """The epoch of sessions that started with the admin token: a new token ends them. None without a token."""
         if self._token_digest is None:
             return None
         return hmac.digest(self._token_digest, b"mlapi session epoch", hashlib.sha256).hex()

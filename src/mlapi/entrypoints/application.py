@@ -77,7 +77,7 @@ def create_app(
         usage: stores the usage of the users. By default, an empty store in memory.
         registration_limiter: limits the registrations of clients without credentials. By default, there is no limit.
         link_limiter: limits how many one-time links clients may use. By default, there is no limit.
-        pending: what users wait for who register themselves. By default, they are enabled at once.
+        pending: what users who register themselves wait for. By default, they are enabled at once.
         public_url: the address of the application in one-time links. By default, the address of the request.
         trusted_proxies: proxies that may set ``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Request-Id``.
         token_in_path: whether to serve ``GET /token_status/<token>``, for clients that cannot send headers.

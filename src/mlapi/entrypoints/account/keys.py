@@ -97,7 +97,7 @@ async def _find_key(request: PageRequest) -> ApiKey:
 
 
 def _derive_secret(request: PageRequest, session: AccountSession) -> str:
-    """Return the secret of the new key. Sending the same form again gives the same one, and creates no second key."""
+    """Return the secret of the new key. The same form yields the same secret, so it creates only one key."""
     nonce = request.form.get("nonce", "")[:_MAX_NONCE_CHARS]
     text = f"{nonce}\0{request.form.get('name', '')}".encode()
     key_id, secret = (

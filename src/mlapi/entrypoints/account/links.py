@@ -25,7 +25,7 @@ LINKS = Site(
     headers={"Referrer-Policy": "no-referrer"},  # the token must not reach another site
 )
 _DONE = ("password", "active", "approval", "change_email")
-"""What a link has done, in the path of the page that says so."""
+"""What a link has done: the end of the path of the result page."""
 
 
 def link_routes() -> list[Route]:
@@ -87,7 +87,7 @@ def _show_form(
 
 
 def _describe(redemption: Redemption) -> str:
-    """Return which of `_DONE` a confirmed e-mail address has led to."""
+    """Return the entry of `_DONE` for a confirmed e-mail address."""
     if redemption.link.purpose == "change_email":
         return "change_email"
     return "active" if redemption.after.enabled else "approval"

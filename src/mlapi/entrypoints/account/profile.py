@@ -36,7 +36,7 @@ async def change_password(request: PageRequest) -> Response:
         return redirect(request, SIGN_IN_PATH, notice=Notice(text))
     except (InvalidFieldsError, InvalidCredentialsError, TooManyAttemptsError) as error:
         return await _handle_error(request, "change_password.html", error)
-    text = "Your password is changed. You are signed out everywhere else, and your API keys still work."
+    text = "Your password was changed. You are signed out everywhere else, and your API keys still work."
     response = redirect(request, notice=Notice(text))
     response.headers.append("Set-Cookie", await start_session(request, changed))
     return response
@@ -60,11 +60,11 @@ async def change_email(request: PageRequest) -> Response:
     try:
         await runtime.executor.for_client(request.address).query(mailing.verify_new_email, user.id, email)
     except TooManyAttemptsError as error:
-        text = f"cannot be changed now: too many mails. Try again in {error.retry_after_seconds} seconds"
+        text = f"cannot be changed now: too many requests. Try again in {error.retry_after_seconds} seconds"
         return _form(
             request, "change_email.html", HTTPStatus.TOO_MANY_REQUESTS, {"email": text}, error.retry_after_seconds
         )
-    text = f"Open the link in the mail to {email}. Your address changes then."
+    text = f"Open the link in the mail to {email}. Your address changes when you confirm it there."
     return redirect(request, notice=Notice(text))
 
 

@@ -122,7 +122,7 @@ def _check_access(settings: Settings) -> Iterator[Check]:
         yield Check(
             "registration",
             "warning",
-            "anyone may register, and is enabled at once: set registration.approval or registration.verify_email to"
+            "anyone may register and is enabled at once: set registration.approval or registration.verify_email to"
             " true, or registration.open to false",
         )
     if settings.passwords.scheme == "fernet":

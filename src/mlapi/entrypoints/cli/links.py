@@ -1,4 +1,4 @@
-"""``mlapi users link`` and ``mlapi users invite``: one-time links with which users set their passwords."""
+"""``mlapi users link`` and ``mlapi users invite``: one-time links for setting a password."""
 
 import re
 from typing import Any
@@ -37,7 +37,7 @@ class Invitation(PasswordLink, frozen=True, kw_only=True):
 @url_option
 @json_option
 def users_link(user: str, *, reference: str | None, url: str | None, as_json: bool) -> None:
-    """Make a one-time link with which a user sets a new password.
+    """Make a one-time link that lets a user set a new password.
 
     The link is valid for 24 hours, and cannot be shown again. Only the link is printed on standard output.
     """
@@ -64,7 +64,7 @@ def users_invite(
     url: str | None,
     as_json: bool,
 ) -> None:
-    """Register a user without a password, and print a one-time link with which the user sets one.
+    """Register a user without a password, and print a one-time link to set one.
 
     The link is valid for 24 hours, and cannot be shown again. `mlapi users link` makes another one.
     """

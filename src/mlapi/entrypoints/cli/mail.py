@@ -1,4 +1,4 @@
-"""``mlapi mail``: list the mail that was not sent yet, retry it, and send a test."""
+"""``mlapi mail``: list unsent mail, retry it, and send a test."""
 
 from datetime import datetime
 
@@ -54,7 +54,7 @@ def mail_commands() -> None:
 @mail_commands.command("list")
 @list_format_options
 def mail_list(*, list_format: str | None) -> None:
-    """List the mail that waits to be sent or has failed, the newest first. Sent mail is not listed.
+    """List the mail that is waiting or has failed, newest first. Sent mail is not listed.
 
     Failed mail is kept for 30 days.
     """
@@ -67,7 +67,7 @@ def mail_list(*, list_format: str | None) -> None:
 @click.argument("mail_ids", metavar="[ID]...", nargs=-1, type=int)
 @json_option
 def mail_retry(mail_ids: tuple[int, ...], *, as_json: bool) -> None:
-    """Try to send mail again, now: the mails with these ids, or all that have failed.
+    """Retry mail now: the mails with these ids, or all that have failed.
 
     The service sends it, so it must be running.
     """

@@ -48,7 +48,7 @@ _OPPOSITE: Mapping[BulkAction, BulkAction] = {"enable": "disable", "disable": "e
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of many users, and how far it has come.
+    """A change of many users, and its progress.
 
     Attributes:
         action: see `BulkChange`.
@@ -58,7 +58,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         filters: the parameters of the list.
         through: the largest id when the job was made. Users who register later are not changed.
         since_ms: when the job was made, in milliseconds since 1970.
-        total: how many users there were.
+        total: how many users were to be changed when the job was made.
         after: the id of the last user that was changed.
         changed: how many users were changed.
         skipped: how many users were not changed, because they were removed or changed in the meantime.

@@ -31,7 +31,7 @@ async def _write(request: PageRequest, matching: UserFilter) -> AsyncIterator[by
     users, last = request.runtime.users, UserId(0)
     yield _encode([_COLUMNS])
     while True:
-        deadline = start_deadline()  # of this chunk: a download may take longer than a request
+        deadline = start_deadline()  # the deadline of this chunk: a whole download may exceed that of a request
         try:
             page: list[User] = await request.runtime.executor.read_page(
                 users.list_page, after=last, limit=_USERS_PER_CHUNK, matching=matching

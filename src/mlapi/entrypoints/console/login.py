@@ -87,7 +87,7 @@ async def log_out(request: PageRequest) -> Response:
     session = request.session
     if session is not None and session.stored is not None:
         await request.runtime.executor.read_page(request.runtime.sessions.end, session.id)
-    return _with_cookies(redirect(request, LOGIN_PATH, notice=Notice("You have signed out.")), request, "", "")
+    return _with_cookies(redirect(request, LOGIN_PATH, notice=Notice("You are signed out.")), request, "", "")
 
 
 def _with_cookies(response: Response, request: PageRequest, secret: str, docs_cookie: str) -> Response:

@@ -51,11 +51,11 @@ async def show_managers(request: PageRequest) -> Response:
     except ManagerExistsError:
         if await _was_just_added(request, name, token_id):  # the browser never showed the token of the first click
             issued = await request.runtime.executor.read_page(_registry(request).rotate, name)
-            return _show_token(request, issued, "was added")
+            return _show_token(request, issued, f"Manager {issued.manager.name} was added.")
         message = "is taken. Choose another name, or open that manager to rotate the token"
         errors = errors_by_field(InvalidFieldsError((FieldError("name", message),)))
         return await _list_page(request, HTTPStatus.CONFLICT, errors)
-    return _show_token(request, issued, "was added")
+    return _show_token(request, issued, f"Manager {issued.manager.name} was added.")
 
 
 async def _was_just_added(request: PageRequest, name: str, token_id: ManagerTokenId) -> bool:
@@ -88,7 +88,8 @@ async def rotate_token(request: PageRequest) -> Response:
     if request.session is not None and request.session.stored is not None and _is_own(request):
         kept = attrs.evolve(request.session.stored, epoch=issued.manager.digest)
         await request.runtime.executor.read_page(_replace_session, request.runtime.sessions.sessions, kept)
-    return _show_token(request, issued, "has a new token. The old one was revoked. This cannot be undone")
+    text = f"The token of manager {issued.manager.name} was rotated. This cannot be undone."
+    return _show_token(request, issued, text)
 
 
 def _replace_session(sessions: Sessions, session: Session) -> None:
@@ -147,7 +148,7 @@ async def _manager_page(
 
 def _show_token(request: PageRequest, issued: NewManagerToken, text: str) -> Response:
     path = _path(issued.manager.name)
-    notice = Notice(f"Manager {issued.manager.name} {text}.", about=path)
+    notice = Notice(text, about=path)
     return redirect_with_secret(request, path, name=path, secret=issued.token, notice=notice)
 
 

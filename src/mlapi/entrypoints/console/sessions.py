@@ -22,7 +22,7 @@ async def end_session(request: PageRequest) -> Response:
         return redirect(request, SESSIONS_PATH, notice=Notice("This session has ended."))
     await request.runtime.executor.read_page(request.runtime.sessions.end, session_id)
     if request.session is not None and request.session.id == session_id:
-        return redirect(request, LOGIN_PATH, notice=Notice("You have signed out."))
+        return redirect(request, LOGIN_PATH, notice=Notice("You are signed out."))
     text = f"The session of {found.manager.name} in {found.session.browser} was ended."
     return redirect(request, SESSIONS_PATH, notice=Notice(text))
 

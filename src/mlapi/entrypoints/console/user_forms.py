@@ -19,9 +19,9 @@ from mlapi.entrypoints.console.user_page import errors_by_field, redirect_to_sec
 from mlapi.entrypoints.pages import Notice, PageRequest, Undo, redirect, render_page
 
 _MAX_UNDO_CHARS = 1000
-"""The undo of a longer text does not fit into the cookie of the notice."""
+"""Longer values do not fit into the notice's cookie, so their change has no undo."""
 _RESEND_PERIOD = timedelta(seconds=5)
-"""The time between the two times that a double click sends a form."""
+"""The maximum time between the two submissions of a double click."""
 _CANNOT_BE_UNDONE = "This cannot be undone."
 
 Page = Callable[[PageRequest], Awaitable[Response]]
@@ -52,7 +52,7 @@ def user_form(handle: Callable[[PageRequest, UserId], Awaitable[Response]]) -> P
 
 @user_form
 async def set_profile(request: PageRequest, user_id: UserId) -> Response:
-    """Change the name and the e-mail address. Ids, API keys and tokens stay."""
+    """Change the name and the e-mail address. The id, API keys and tokens stay the same."""
     names = [name for name in ("username", "email") if name in request.form]
     before, after = await _update(request, user_id, **{name: request.form[name] for name in names})
     changes = [
@@ -134,7 +134,7 @@ async def add_link(request: PageRequest, user_id: UserId) -> Response:
     user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
     await request.runtime.executor.apply(command)
     url = request.runtime.link_url(token, request.client, request.http_request.scope)
-    text = f"A link was made. With it, {user.username} can set a password within 24 hours."
+    text = f"A password link was made. {user.username} can use it once, within 24 hours."
     return redirect_to_secret(request, user, "link", url, text)
 
 
@@ -155,7 +155,7 @@ async def remove_user(request: PageRequest) -> Response:
 
 
 def derive_secret(request: PageRequest, purpose: str) -> str:
-    """Return 256 bits in hex for a new secret. Sending the same form again gives the same ones."""
+    """Return 256 bits in hex for a new secret. Sending the same form again yields the same bits."""
     assert request.session is not None  # noqa: S101 - every page of the console has a session
     text = "\0".join([purpose, request.form.get("nonce") or secrets.token_hex(), request.path])
     return hmac.digest(request.session.form_key, text.encode("utf-8"), hashlib.sha256).hex()
@@ -189,7 +189,7 @@ def _shown_expiry(form: Mapping[str, str]) -> datetime | Unchanged | None:
 
 
 def _is_done(current: datetime | None, expires: datetime | Extension | None, shown: datetime | None) -> bool:
-    """Return whether the current expiry is what the same form has already set."""
+    """Return whether the same form has already set the current expiry."""
     if not isinstance(expires, Extension):
         return current == expires
     return current is not None and abs(expires.extend(shown, utc_now()) - current) < _RESEND_PERIOD

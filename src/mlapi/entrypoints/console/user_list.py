@@ -202,7 +202,7 @@ def _find_exact(users: Users, matching: UserFilter) -> list[User]:
 
 
 def _find_total(matching: UserFilter, counts: StateCounts | None) -> int | None:
-    """Return how many users match, if the counts tell."""
+    """Return how many users match, or None if the counts do not tell."""
     is_other = matching.plans is not None or matching.expires_before is not None or matching.containing
     if counts is None or is_other:
         return None

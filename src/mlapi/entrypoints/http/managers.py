@@ -1,4 +1,4 @@
-"""Identify the managers whom the `AdminPolicy` does not know: by their tokens, or by the sessions of their browsers."""
+"""Identify the managers whom the `AdminPolicy` does not know, by their tokens or by the sessions of their browsers."""
 
 from starlette.types import Receive, Scope
 

@@ -1,8 +1,8 @@
-"""What browsers of signed-in managers and users keep: the secret of a session, page tokens and docs cookies.
+"""Values that the browsers of signed-in managers and users keep: session secrets, page tokens and docs cookies.
 
 Page tokens and docs cookies name the session that they were made for, and end with it. They are signed, so that a
-database that leaks does not let anyone make them. In local mode there are no stored sessions: the cookie then only
-protects forms, because it must match the form (double-submit cookie).
+leaked database is not enough to forge them. In local mode there are no stored sessions: the cookie then only protects
+forms, because it must match the form (double-submit cookie).
 """
 
 import hashlib
@@ -59,5 +59,5 @@ def csrf_token(secret: str) -> str:
 
 
 def find_secrets(cookies: Iterable[str]) -> list[tuple[SessionId, str]]:
-    """Return the ids and secrets of sessions in the values of cookies. Other applications may have set others."""
+    """Return the ids and secrets of sessions in the values of cookies. Ignore cookies of other applications."""
     return [(session_id, cookie) for cookie in cookies if (session_id := find_session_id(cookie)) is not None]

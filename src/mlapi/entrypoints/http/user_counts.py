@@ -16,7 +16,7 @@ MAX_WAIT_SECONDS = 0.1
 COUNT_TIMEOUT_SECONDS = 30.0
 _QUICK_SECONDS = 0.05
 _REST_FACTOR = 20
-"""A count that is not quick is repeated only after this many times its duration, so that it uses 5 % of a core."""
+"""A slow count is repeated only after this many times its duration, so that it uses at most 5 % of a core."""
 
 
 T = TypeVar("T")
@@ -27,8 +27,8 @@ _logger = logging.getLogger("mlapi")
 class BackgroundCount(Generic[T]):
     """Counts rows of a database, and keeps the latest result of this process.
 
-    In a small table, counts include every change that was acknowledged before `read`. In a large one, they are at most
-    some seconds old.
+    In a small table, counts include every change that was acknowledged before `read`. In a large one, they may be a few
+    seconds old.
 
     Args:
         count: reads the numbers.

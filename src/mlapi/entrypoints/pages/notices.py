@@ -1,4 +1,4 @@
-"""Notices: what an action has done, and how to undo it. The page after the action shows them.
+"""Notices: they say what an action has done, and offer to undo it. The page after the action shows them.
 
 To tell people what an action did, pass a `Notice` to `mlapi.entrypoints.pages.redirect`:
 

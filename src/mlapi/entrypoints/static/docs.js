@@ -17,7 +17,7 @@ const followPreference = () => document.documentElement.classList.toggle("dark-m
 prefersDark.addEventListener("change", followPreference);
 followPreference();
 
-// Swagger UI leaves some controls without a name, skips levels of headings, and nests links in buttons.
+// Swagger UI leaves some controls without a name, skips heading levels, and nests links in buttons.
 const NAMES = {
   "#servers": "Server",
   ".information-container": "Description",

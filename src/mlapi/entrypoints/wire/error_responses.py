@@ -124,7 +124,7 @@ _ENTRIES = (
         LinkNotFoundError(),
         HTTPStatus.NOT_FOUND,
         "Link is not valid, ask for a new one",
-        "The link is unknown, has been used, has expired, or was ended by a change of the user.",
+        "The link is unknown, has been used, has expired, or was ended by a change to the user.",
     ),
     ErrorEntry(
         LinkNotAllowedError(1, "disabled"),

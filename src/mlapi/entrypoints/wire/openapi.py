@@ -95,7 +95,7 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
         "schema": {"type": "string", "pattern": patterns.VISIBLE, "maxLength": MAX_EMAIL_CHARS},
     },
     "order": {
-        "description": "The order of the list; with `-` in front, the reverse order. The default is by id.",
+        "description": "The order of the list. A leading `-` reverses it. By default, the list is sorted by id.",
         "schema": {"type": "string", "enum": [sign + order for order in LIST_ORDERS for sign in ("", "-")]},
     },
     "before": {

@@ -336,7 +336,7 @@ _DATE_ERROR = "must be a date such as 2030-01-31"
 ACTIONS: tuple[str, ...] = get_args(Action)
 LIST_ORDERS: tuple[UserOrder, ...] = ("id", "name", "created", "expires", "seen", "usage")
 """The orders that an index supports."""
-_ORDERS_TEXT = f"{', '.join(LIST_ORDERS[:-1])} or {LIST_ORDERS[-1]}, with - in front for the reverse order"
+_ORDERS_TEXT = f"{', '.join(LIST_ORDERS[:-1])} or {LIST_ORDERS[-1]}, with a leading - for the reverse order"
 NO_PLAN = "none"
 """The value of ``plan`` for users without a plan of their own. No plan can have this name."""
 STATES: tuple[str, ...] = get_args(UserState)

@@ -41,7 +41,7 @@ class AuditEntryResponse(ResponseBody, frozen=True):
         msgspec.Meta(
             description="The old and the new value of `expires_at` and `plan`, null for `username` and `email`, and the"
             " changed keys of `metadata`. For changes to a manager, `manager`, `role` and `token_expires_at`. Null if"
-            " nothing of this changed."
+            " none of these changed."
         ),
     ]
 

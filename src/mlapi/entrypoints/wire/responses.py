@@ -78,12 +78,12 @@ class Registered(UserMessage, frozen=True, omit_defaults=True):
 
 
 class PasswordLink(ResponseBody, frozen=True):
-    """A one-time link with which the user sets a new password."""
+    """A one-time link that lets the user set a new password."""
 
     url: Annotated[
         str,
         msgspec.Meta(
-            description="Shown only once. Whoever has it can set the password.",
+            description="Shown only once. Anyone who has it can set the password.",
             examples=["https://api.example.com/links/mlapi-link_0123456789abcdef_..."],
         ),
     ]

@@ -35,7 +35,7 @@ class ListedUserResponse(UserResponse, frozen=True):
 
 
 class UsersPage(ResponseBody, frozen=True):
-    """A page of users. `next` is a number, or with an `order` a text. `previous` is only in lists with an `order`."""
+    """A page of users. In lists with an `order`, `next` is a text, and there is a `previous`."""
 
     users: list[ListedUserResponse]
     next: Annotated[
