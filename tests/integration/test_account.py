@@ -167,6 +167,17 @@ def test_signing_out_ends_the_session(http: TestClient, ada: User) -> None:
     assert str(open_page(http).response.url).endswith("/account/sign-in")
 
 
+@pytest.mark.parametrize("fields", [{"username": "ada", "password": PASSWORD}, {"username": "bob", "password": "x"}])
+def test_sign_in_form_sent_twice_opens_the_account(http: TestClient, ada: User, fields: dict[str, str]) -> None:
+    page = open_page(http, "/account/sign-in")  # the form of a session that does not exist yet
+    sign_in(http)
+
+    again = page.send("Sign in", **fields)
+
+    assert again.response.status_code == 200
+    assert "Signed in as ada" in again.text
+
+
 def test_signed_in_users_skip_the_form(http: TestClient, ada: User) -> None:
     sign_in(http)
 

@@ -46,8 +46,8 @@ class PagesApp:
     The static files are public. The `AccessRule` of the site decides about all other paths: without a session, only its
     public pages can be opened, and all others redirect to the login page.
 
-    A request that changes something must contain the ``csrf_token`` of the session, and its headers must show that a
-    browser sent it from one of our own pages.
+    The headers of a request that changes something must show that a browser sent it from one of our own pages. Except on
+    public pages, it must also contain the ``csrf_token`` of the session.
 
     Args:
         site: the site.
@@ -145,7 +145,8 @@ async def _with_form(request: PageRequest) -> PageRequest:
             f"The {request.site.name} accepts forms only from its own pages, opened in a browser"
         )
     form = await read_form(request.http_request)
-    if request.session is not None:
+    # A form on a public page may have been opened before the client signed in, and then belongs to no session.
+    if request.session is not None and not request.site.access.is_public(request.path):
         given, expected = form.get("csrf_token", ""), request.session.csrf_token
         if not hmac.compare_digest(given.encode("utf-8"), expected.encode("ascii")):
             raise AdminAccessDeniedError("Your session has ended: go back, reload the page and try again")
