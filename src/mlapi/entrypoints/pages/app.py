@@ -46,8 +46,8 @@ class PagesApp:
     The static files are public. The `AccessRule` of the site decides about all other paths: without a session, only its
     public pages can be opened, and all others redirect to the login page.
 
-    The headers of a request that changes something must show that a browser sent it from one of our own pages. Except on
-    public pages, it must also contain the ``csrf_token`` of the session.
+    The headers of a request that changes something must show that a browser sent it from one of our own pages. Except
+    on public pages, it must also contain the ``csrf_token`` of the session.
 
     Args:
         site: the site.
