@@ -135,6 +135,22 @@ def test_link_starts_with_the_public_address(users: Users, ada: User) -> None:
     assert url.startswith("https://api.example.com/users/links/mlapi-link_")
 
 
+@pytest.mark.parametrize("host", ["", "api example.com", "example.com/x?", "<b>", "a@example.com", "example.com:x"])
+def test_link_is_not_made_with_an_invalid_host(http: TestClient, users: Users, ada: User, host: str) -> None:
+    response = http.post(f"/users/{ada.id}/password-link", headers=[*AS_ADMIN.items(), ("Host", host)])
+
+    error = {"field": "Host", "message": "must be the address of this service: set http.public_url"}
+    assert (response.status_code, response.json()["errors"]) == (422, [error])
+    assert [entry.action for entry in users.list_audit_page()] == ["register"]
+
+
+@pytest.mark.parametrize("host", ["users.example.com", "xn--bcher-kva.example:8443", "[::1]:8001", "my_service:8001"])
+def test_link_starts_with_the_address_of_the_request(http: TestClient, ada: User, host: str) -> None:
+    response = http.post(f"/users/{ada.id}/password-link", headers={**AS_ADMIN, "Host": host})
+
+    assert response.json()["url"].startswith(f"http://{host}/links/mlapi-link_")
+
+
 @pytest.mark.parametrize("pending", [None, "approval"])
 def test_user_without_access_gets_no_link(http: TestClient, users: Users, pending: Pending | None) -> None:
     user = users.apply(

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
+from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.application.users import Users
 from mlapi.config import HttpSettings
 from mlapi.domain.sessions import LIFETIME_SECONDS, SessionId, find_session_id
+from mlapi.domain.users import UserId
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.sessions import PAGE_TOKEN_SECONDS, PageTokens
@@ -22,6 +24,7 @@ LOCAL_ORIGIN = "http://127.0.0.1:8001"
 REMOTE_ORIGIN = "https://users.example.com"
 SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
 SESSION_ID = SessionId("0" * 64)
+BOB = {"username": "bob", "password": "difference engine", "email": "bob@example.com"}
 TOGGLE = "/toggle-user-permission/1/0"
 
 
@@ -47,8 +50,8 @@ def remote(users: Users) -> Iterator[TestClient]:
         yield client
 
 
-def log_in(client: httpx2.Client) -> None:
-    response = client.post("/console/log-in", data={"token": ADMIN_TOKEN}, headers=SAME_ORIGIN)
+def log_in(client: httpx2.Client, token: str = ADMIN_TOKEN) -> None:
+    response = client.post("/console/log-in", data={"token": token}, headers=SAME_ORIGIN)
     assert response.status_code == 303
 
 
@@ -82,6 +85,28 @@ def test_docs_page_manages_users_after_login(remote: TestClient, users: Users) -
 
     assert [response.status_code for response in responses] == [200, 200]
     assert not is_enabled(users)
+
+
+def test_docs_page_registers_users_as_the_manager(users: Users, remote: TestClient) -> None:
+    log_in(remote)
+    headers = {"X-Page-Token": page_token(remote), "Origin": REMOTE_ORIGIN, **SAME_ORIGIN}
+
+    response = remote.post("/register-user", json={**BOB, "metadata": {"a": 1}}, headers=headers)
+
+    bob = users.get(UserId(response.json()["user_id"]))
+    assert (response.status_code, bob.metadata.as_dict()) == (201, {"a": 1})
+    assert users.list_audit_page()[0].actor == "admin"
+
+
+def test_docs_page_of_a_viewer_registers_no_users(remote: TestClient) -> None:
+    assert isinstance(remote.app, Starlette)
+    victor = remote.app.state.runtime.managers.registry.add(name="victor", role="viewer")
+    log_in(remote, victor.token)
+    headers = {"X-Page-Token": page_token(remote), "Origin": REMOTE_ORIGIN, **SAME_ORIGIN}
+
+    response = remote.post("/register-user", json=BOB, headers=headers)
+
+    assert response.status_code == 403
 
 
 def test_browser_without_fetch_metadata_may_use_the_docs_page(remote: TestClient, users: Users) -> None:

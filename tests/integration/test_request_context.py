@@ -18,6 +18,7 @@ from starlette.types import Message
 from mlapi import ConfigurationError, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.config import HttpSettings
+from mlapi.domain.links import generate_link_token
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.metrics import Metrics
@@ -399,6 +400,27 @@ def test_unread_response_counts_as_499(
         'mlapi_requests_total{endpoint="live",method="GET",status="499"} 1.0'
     ]
     assert caplog.messages == ['127.0.0.1:50000 - "GET /health/live HTTP/1.1" 499']
+
+
+def test_log_of_a_rejected_websocket_contains_no_link(app: Starlette) -> None:
+    token = generate_link_token()
+    scope: dict[str, Any] = {
+        "type": "websocket",
+        "path": f"/links/{token}",
+        "raw_path": b"/links/x",
+        "query_string": b"token=x",
+    }
+    scope |= {"headers": [], "root_path": "", "subprotocols": []}
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(_message: Message) -> None:
+        pass
+
+    asyncio.run(app(scope, receive, send))
+
+    assert (scope["path"], scope["query_string"], "raw_path" in scope) == ("/links/redacted", b"", False)
 
 
 def test_other_server_errors_are_not_hidden(app: Starlette, http: TestClient) -> None:

@@ -555,6 +555,7 @@ def test_invalid_permission_is_rejected(text: str) -> None:
     [
         *("", "/", "/register-user", "/token", "/token_status", "/users/1/keys", "/keys/0123456789abcdef"),
         *("/mlapi", "/mlapi_users", "/token_statuses/1", "/ey/J", "/Token_status/x", "/ключ"),
+        *("/links", "/links/static/0123456789abcdef/pages.css", "/links/static/0123456789abcdef/htmx.min.js"),
     ],
 )
 def test_path_without_credentials_is_not_redacted(path: str) -> None:
@@ -570,6 +571,13 @@ def test_path_without_credentials_is_not_redacted(path: str) -> None:
         ("/token_status/token_status/CANARY", "/token_status/redacted"),
         ("/accounts/token_status/CANARY", "/accounts/token_status/redacted"),
         ("/eyJCANARY.eyJCANARY.CANARY", "/redacted"),
+        ("/links/mlapi-link_0CANARY", "/links/redacted"),
+        ("/links/static/CANARY", "/links/redacted"),
+        ("/links/static/mlapi-link_0CANARY/pages.css", "/links/redacted"),
+        (f"/links/static/{SECRET}/pages.css", "/links/redacted"),
+        ("/links/static/0123456789abcdef/mlapi-link_0CANARY", "/links/redacted"),
+        ("/users/links/static/CANARY", "/users/links/redacted"),
+        ("/link/mlapi-link%5F0CANARY%5FCANARY", "/link/redacted"),
         ("/mlapi-manager_0CANARY_CANARY", "/redacted"),
         ("/users/mlapi-manager_fCANARY/keys", "/users/redacted/keys"),
         ("/predict/eyJCANARY/now", "/predict/redacted/now"),

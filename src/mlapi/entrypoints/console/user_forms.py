@@ -131,9 +131,9 @@ async def set_password(request: PageRequest, user_id: UserId) -> Response:
 async def add_link(request: PageRequest, user_id: UserId) -> Response:
     """Make a one-time link to set the password, and show it once."""
     command, token = request.users.prepare_link(user_id=user_id)
+    url = request.runtime.link_url(token, request.client, request.http_request.scope)
     user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
     await request.runtime.executor.apply(command)
-    url = request.runtime.link_url(token, request.client, request.http_request.scope)
     text = f"A password link was made. {user.username} can use it once, within 24 hours."
     return redirect_to_secret(request, user, "link", url, text)
 

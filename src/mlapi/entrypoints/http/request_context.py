@@ -58,7 +58,7 @@ class RequestContextMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._app(_without_credentials(scope), receive, send)
             return
         remove_repeated_root(scope)
         try:
@@ -107,6 +107,11 @@ class RequestContextMiddleware:
             runtime.metrics.count_request(_endpoint_name(scope), scope["method"], status, seconds)
             end_deadline(deadline_token)
             REQUEST_ID.reset(token)
+
+
+def _without_credentials(scope: Scope) -> Scope:
+    """Return a scope that is not for HTTP. No path accepts a WebSocket, but the server logs each path."""
+    return _correct_access_log(scope, None) if scope["type"] == "websocket" else scope
 
 
 async def _respond_not_started(send: Send) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from functools import partial
@@ -27,6 +28,7 @@ from mlapi.bootstrap import async_guard, open_service, retention, sending_mail
 from mlapi.config import MAX_OWN_API_KEYS, load_settings
 from mlapi.domain.actors import Actor
 from mlapi.domain.addresses import Network
+from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.domain.lists import StateCounts
 from mlapi.domain.logins import Logins
 from mlapi.domain.usage import UsageRepository
@@ -41,6 +43,8 @@ from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.paths import LINKS_PATH, base_path
 
+_ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+"""The origins to which browsers can send a request."""
 _GC_THRESHOLDS = (20_000, 10, 10)
 
 _logger = logging.getLogger("mlapi")
@@ -166,9 +170,19 @@ class Runtime:
             token: the token of the link.
             client: the client that made the link. Without ``http.public_url``, users reach the service like it.
             scope: the ASGI scope of the request.
+
+        Raises:
+            InvalidFieldsError: if ``http.public_url`` is not set and the request has no valid Host header.
         """
-        origin = client.with_forwarded_scheme(self.trusted_proxies).origin.decode("latin-1")
-        return f"{self.public_url or origin + base_path(scope)}{LINKS_PATH}/{token}"
+        base = self.public_url
+        if base is None:
+            origin = client.with_forwarded_scheme(self.trusted_proxies).origin.decode("latin-1")
+            if _ORIGIN.fullmatch(origin) is None:
+                raise InvalidFieldsError(
+                    (FieldError("Host", "must be the address of this service: set http.public_url"),)
+                )
+            base = origin + base_path(scope)
+        return f"{base}{LINKS_PATH}/{token}"
 
     def close(self) -> None:
         self.registration.close()

@@ -304,7 +304,7 @@ def redact_credentials(path: str) -> str:
     head, separator, _ = path.partition(TOKEN_PATH_PREFIX)
     if not separator:
         head, separator, rest = path.partition(LINK_PATH_PREFIX)
-        if rest.startswith("static/"):
+        if _STATIC_FILE.fullmatch(rest):
             return path
     return _CREDENTIAL.sub(_REDACTED, head) + (f"{separator}{_REDACTED}" if separator else "")
 
@@ -332,7 +332,8 @@ _DECODER = json.JSONDecoder(
 )
 _MANAGED_FIELDS = set(ManagedRegisterRequest.__struct_fields__) - set(RegisterRequest.__struct_fields__)
 _CREDENTIAL_PARTS = (TOKEN_PATH_PREFIX, LINK_PATH_PREFIX, "eyJ", "mlapi")
-_CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi(-manager|-link)?_[0-9a-f][^/]*")
+_CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi(-manager|-link)?(_|%5[Ff])[0-9a-f][^/]*")
+_STATIC_FILE = re.compile(r"static/[0-9a-f]{1,32}/[a-z]+(\.[a-z]+){1,2}")
 _REDACTED = "redacted"
 _MAX_ID_DIGITS = 19  # the maximum for a signed 64-bit integer
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from mlapi.domain.credentials import IssuedToken
 from mlapi.domain.errors import AccessDeniedError, InvalidTokenError, MlapiError
-from mlapi.entrypoints.admin import check_role, find_manager_token
+from mlapi.entrypoints.admin import check_role
 from mlapi.entrypoints.http.handlers.registry import handler
 from mlapi.entrypoints.http.handlers.request_parts import (
     get_admin_policy,
@@ -19,7 +19,7 @@ from mlapi.entrypoints.http.handlers.request_parts import (
     read_body,
     users_as_manager,
 )
-from mlapi.entrypoints.http.managers import find_manager_with_token
+from mlapi.entrypoints.http.managers import find_manager
 from mlapi.entrypoints.http.middleware import MANAGER, delayed_error_response
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.wire import requests, responses
@@ -43,8 +43,8 @@ async def register_user(request: Request) -> Response:
     validate_content_headers(request.scope["headers"])
     client = connected_client(request.scope, request.receive)
     manager = request.scope.get(MANAGER)
-    if manager is None and (token := find_manager_token(client.headers)) is not None:
-        manager = await find_manager_with_token(token, runtime)
+    if manager is None:  # anyone may register users, so the policy has not identified the client
+        manager = await find_manager(client, request.scope, request.receive)
     if manager is not None:
         check_role(manager, request.method, client.path)
     is_admin = partial(admin_policy.is_admin, client) if manager is None else lambda: True

@@ -98,9 +98,9 @@ async def invite_user(request: Request) -> Response:
 @handler
 async def add_password_link(request: Request) -> Response:
     command, token = users_as_manager(request).prepare_link(user_id=get_user_id(request))
-    link = await get_runtime(request).executor.apply(command)
     client = connected_client(request.scope, request.receive)
-    return responses.password_link(link, get_runtime(request).link_url(token, client, request.scope))
+    url = get_runtime(request).link_url(token, client, request.scope)
+    return responses.password_link(await get_runtime(request).executor.apply(command), url)
 
 
 @handler
