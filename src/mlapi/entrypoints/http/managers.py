@@ -23,7 +23,7 @@ async def find_manager(client: Client, scope: Scope, receive: Receive) -> Manage
     token = find_manager_token(client.headers)
     if token is None:
         return await find_manager_in_browser(scope, receive)
-    runtime: "Runtime" = scope["app"].state.runtime
+    runtime: Runtime = scope["app"].state.runtime
     try:
         return (await runtime.managers.identify(token)).identity
     except InvalidTokenError:
