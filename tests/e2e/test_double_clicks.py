@@ -129,6 +129,24 @@ def test_double_click_far_down_in_the_list_changes_one_user_once(
         assert done == [("disable", ids[number])], delay_ms
 
 
+@pytest.mark.parametrize("query", ["", "?state=active"])
+def test_double_click_while_the_order_changes_changes_one_user(
+    console: Console, request: pytest.FixtureRequest, query: str
+) -> None:
+    prefix = f"order{label(request)}"
+    console.register(*(f"{prefix}-{number:02}" for number in range(25)))
+
+    for number, delay_ms in ((6, 50), (12, 500), (24, 800)):
+        page = console.open(query)
+        button = page.locator("#users form button").nth(number)
+        button.evaluate("button => window.scrollBy(0, button.getBoundingClientRect().top - innerHeight / 2)")
+        user_id = int((button.get_attribute("id") or "").removeprefix("toggle-"))
+        console.register(f"{prefix}-new-{delay_ms}")  # the newest user comes first, so the others move down
+        entries = console.act_twice(button, delay_ms)
+
+        assert [entry["user_id"] for entry in entries if entry["action"] != "register"] == [user_id], delay_ms
+
+
 def test_double_click_on_undo_undoes_once(console: Console, request: pytest.FixtureRequest) -> None:
     name = f"undo{label(request)}"
     (user_id,) = console.register(name)

@@ -8,12 +8,14 @@ from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from mlapi import RepositoryUnavailableError, User, UserNotFoundError, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqlUserRepository
+from mlapi.adapters.sql.sqlite import statements as sqlite_statements
 from mlapi.application.batching import GROUP_COMMANDS, CommandBatcher
 from mlapi.application.bulk_changes import MAX_BULK_USERS
 from mlapi.bootstrap import in_memory_access
@@ -248,3 +250,17 @@ def test_many_users_are_changed_with_few_statements(postgres_database: Database)
     assert [change.after.id for change in changes] == [*ids, ids[0]]
     assert repository.get(ids[0]).expires_datetime == NOON + timedelta(hours=48)
     assert repository.get(ids[1]).expires_datetime == NOON + timedelta(hours=24)
+
+
+def test_change_of_the_plan_writes_one_index(sqlite_database: Database) -> None:
+    with sqlite_database.reading() as connection:
+        statement = sqlite_statements.change_user(("plan",))
+        written = [
+            row.p2
+            for row in connection.execute(
+                text(f"EXPLAIN {statement}"), dict.fromkeys(("plan", "updated_datetime", "id"))
+            ).all()
+            if row.opcode == "OpenWrite"
+        ]
+
+    assert len(written) == 2, "the table and the index of plans"

@@ -22,7 +22,7 @@ from mlapi.domain.rules import UserFilter
 from mlapi.entrypoints.http.search_pool import MAX_SEARCHES, SearchPool
 from mlapi.entrypoints.http.shared_call import SharedCall
 from mlapi.interruption import Interruption
-from mlapi.testing.samples import registered
+from mlapi.testing.samples import LATER, NOON, registered
 
 ENDLESS = {
     "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
@@ -282,6 +282,19 @@ def explain_select(database: Database, matching: UserFilter) -> str:
     with database.reading() as connection:
         statement = query.compile(connection, compile_kwargs={"render_postcompile": True})
         return "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", statement.params).scalars())
+
+
+def test_users_whose_access_ends_soon_are_read_by_index(sqlite_database: Database) -> None:
+    matching = UserFilter(state="active", expires_before=LATER, at=NOON)
+    listing = ListQuery(dialect=sqlite_database.dialect, order="name", matching=matching)
+    with sqlite_database.reading() as connection:
+        leading = listing._find_leading_condition(connection)
+        query = listing._select(leading, None, has_value=True, backward=False).limit(10)
+        statement = query.compile(connection, compile_kwargs={"render_postcompile": True})
+        values = tuple(statement.params[name] for name in statement.positiontup or ())
+        (step, *_) = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+
+    assert "ix_users_expires_datetime (expires_datetime>? AND expires_datetime<?)" in str(step)
 
 
 def test_trigram_index_is_created_if_the_extension_is_installed(postgres_database: Database) -> None:

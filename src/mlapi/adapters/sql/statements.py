@@ -28,6 +28,7 @@ from mlapi.adapters.sql.tables import UtcDateTime, api_keys, attempts, users
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry, make_audit_entry
 from mlapi.domain.commands import (
+    UNCHANGED,
     ChangePassword,
     Command,
     IssueToken,
@@ -93,7 +94,7 @@ def _password_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
 
 def _changed_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
     """Set the columns that an `UpdateUser` can change. If ``username_key`` is NULL, the column keeps its value."""
-    new_values = {name: parameter(name) for name in _CHANGED}
+    new_values = {name: parameter(name) for name in ("updated_datetime", *_CHANGED)}
     return {**new_values, "username_key": func.coalesce(parameter("username_key"), users.c.username_key)}
 
 
@@ -116,8 +117,19 @@ def _usage_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
     return {"last_used_datetime": case((last > parameter("unless_since"), last), else_=parameter("at"))}
 
 
-_CHANGED = ("username", "email", "updated_datetime", "expires_datetime", "plan", "metadata")
-CHANGE_USER = Update(users, {name: users.c[name].type for name in (*_CHANGED, "username_key")}, _changed_values)
+_CHANGED = {
+    "username": "username",
+    "email": "email",
+    "expires_datetime": "expires",
+    "plan": "plan",
+    "metadata": "metadata",
+}
+"""The columns that an `UpdateUser` can change, and its fields."""
+CHANGE_USER = Update(
+    users,
+    {name: users.c[name].type for name in ("updated_datetime", *_CHANGED, "username_key")},
+    _changed_values,
+)
 """The statement for `UpdateUser`. `change_row` returns the parameters."""
 _REDEEMED = ("password", "email", "enabled", "updated_datetime", "token_epoch", "pending")
 REDEEM_LINK = Update(
@@ -171,13 +183,21 @@ def update_row(command: UserUpdate) -> dict[str, Any]:
 
 def change_row(command: UpdateUser, changed: User) -> dict[str, Any]:
     """Return the parameters of `CHANGE_USER` for a command and its result."""
-    new_values = {name: getattr(changed, name) for name in _CHANGED}
     return {
-        **new_values,
+        "username": changed.username,
+        "email": changed.email,
+        "updated_datetime": changed.updated_datetime,
+        "expires_datetime": changed.expires_datetime,
+        "plan": changed.plan,
         "metadata": changed.metadata.value,
         "id": changed.id,
         "username_key": command.username_key,
     }
+
+
+def changed_columns(command: UpdateUser) -> tuple[str, ...]:
+    """Return the columns that a command sets, besides ``updated_datetime`` and ``username_key``."""
+    return tuple(name for name, field in _CHANGED.items() if getattr(command, field) is not UNCHANGED)
 
 
 def redeemed_row(changed: User) -> dict[str, Any]:

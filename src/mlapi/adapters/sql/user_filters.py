@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import attrs
-from sqlalchemy import ColumnElement, Connection, false, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, false, func, or_, select
 
 from mlapi.adapters.sql.dialect import Dialect
 from mlapi.adapters.sql.principals import is_storable_text
@@ -90,9 +90,9 @@ def _expiry_conditions(matching: UserFilter, end: ColumnElement[Any], known: Exp
     if matching.state == "expired":
         if known.latest is None or known.latest > at:
             yield end <= at
-    elif known.has_value is None:
+    elif known.has_value is None and matching.expires_before is None:
         yield or_(end.is_(None), end > at)
-    elif known.has_value and (known.earliest is None or known.earliest <= at):
+    elif known.has_value is not False and (known.earliest is None or known.earliest <= at):
         yield end > at
 
 
@@ -122,7 +122,10 @@ def indexed_conditions(matching: UserFilter, dialect: Dialect[Any]) -> Iterator[
     elif matching.state == "expired":
         yield IndexedCondition(users.c.expires_datetime <= matching.state_time, "expires")
     if matching.expires_before is not None:
-        yield IndexedCondition(users.c.expires_datetime < matching.expires_before, "expires")
+        ends_soon = users.c.expires_datetime < matching.expires_before
+        if matching.state == "active":  # leave out the users whose access has expired, who may be many
+            ends_soon = and_(users.c.expires_datetime > matching.state_time, ends_soon)
+        yield IndexedCondition(ends_soon, "expires")
     if matching.plans is not None and None not in matching.plans:
         yield IndexedCondition(_has_plan(matching.plans, users.c.plan), "created" if len(matching.plans) == 1 else None)
 

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Any, get_args
 
 import msgspec
@@ -27,6 +28,7 @@ from mlapi.domain.commands import (
     Register,
     Remove,
     UpdateUser,
+    UserChange,
     UserCommand,
 )
 from mlapi.domain.credentials import ApiKey
@@ -45,7 +47,13 @@ from mlapi.domain.users import User, UserId, UsernameKey
 
 def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
     """Apply commands in order in the current transaction, and write the audit entries."""
-    outcomes = [_APPLY.get(type(command), _apply_to_user)(connection, command) for command in commands]
+    outcomes = [
+        outcome
+        for columns, group in groupby(commands, _columns_of_change)
+        for outcome in (
+            _apply_each(connection, list(group)) if columns is None else _change_all(connection, columns, list(group))
+        )
+    ]
     removed = [
         outcome.id
         for command, outcome in zip(commands, outcomes, strict=True)
@@ -91,6 +99,36 @@ def add_counts(
     return statements.counts_by_key(added.fetchall())
 
 
+def _columns_of_change(command: Command) -> tuple[str, ...] | None:
+    """Return the columns that `_change_all` sets for a command, or None if the command must be applied by itself."""
+    if not isinstance(command, UpdateUser):
+        return None
+    columns = statements.changed_columns(command)
+    return None if "username" in columns or "email" in columns else columns
+
+
+def _apply_each(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
+    return [_APPLY.get(type(command), _apply_to_user)(connection, command) for command in commands]
+
+
+def _change_all(connection: sqlite3.Connection, columns: tuple[str, ...], commands: Sequence[Command]) -> list[Outcome]:
+    """Apply `UpdateUser` commands that change neither names nor e-mail addresses. All of them set these columns."""
+    changes = [command for command in commands if isinstance(command, UpdateUser)]
+    ids = {command.user_id for command in changes if is_storable_user_id(command.user_id)}
+    found = connection.execute(sql.USERS_BY_IDS, {"keys": msgspec.json.encode(list(ids)).decode()}).fetchall()
+    current = {user.id: user for user in map(reading.read_user, found)}
+    new_rows, outcomes = [], list[Outcome]()
+    for command in changes:
+        user = current.get(command.user_id)
+        outcome = UserNotFoundError(command.user_id) if user is None else command.apply_to(user)
+        if isinstance(outcome, UserChange):
+            current[command.user_id] = outcome.after
+            new_rows.append(_encode_times(statements.change_row(command, outcome.after)))
+        outcomes.append(outcome)
+    connection.executemany(sql.change_user(columns), new_rows)
+    return outcomes
+
+
 def _apply_to_user(connection: sqlite3.Connection, command: UserCommand | UpdateUser) -> Outcome:
     if isinstance(command, Register):
         return _register(connection, command)
@@ -126,7 +164,8 @@ def _change(connection: sqlite3.Connection, command: UpdateUser) -> Outcome:
     if isinstance(change, UserChangedError):
         return change
     try:
-        _fetch_one(connection, sql.CHANGE_USER, _encode_times(statements.change_row(command, change.after)))
+        new_row = _encode_times(statements.change_row(command, change.after))
+        connection.execute(sql.change_user(statements.changed_columns(command)), new_row)
     except sqlite3.IntegrityError:
         holder = _find_id(connection, command.username_key)
         if holder in {None, command.user_id}:  # another constraint or a trigger rejects the change

@@ -1,5 +1,7 @@
 """The SQL text of the statements in `mlapi.adapters.sql.sqlite.execution`."""
 
+from functools import lru_cache
+
 import attrs
 from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, literal_column, or_, select, true, update
 from sqlalchemy.dialects import sqlite
@@ -33,6 +35,16 @@ def _compile_update(template: Update) -> str:
     return _compile(statement.values(**template.new_values(bindparam)).returning(*USER_COLUMNS))
 
 
+@lru_cache
+def change_user(columns: tuple[str, ...]) -> str:
+    """Return the statement for an `UpdateUser` that sets these columns. `change_row` returns the parameters.
+
+    SQLite writes every index with a column in the statement, even if its value stays the same.
+    """
+    names = ["updated_datetime", *columns, *(["username_key"] if "username" in columns else [])]
+    return _compile(update(users).where(_WITH_ID).values({name: bindparam(name) for name in names}))
+
+
 _KEYS = select(func.json_each(bindparam("keys")).table_valued("value").c.value)
 _SELECT_USERS = select(*USER_COLUMNS)
 _WITH_ID = users.c.id == bindparam("id")
@@ -44,7 +56,7 @@ INSERT_USER = _compile(
 ID_BY_USERNAME_KEY = _compile(select(users.c.id).where(users.c.username_key == bindparam("username_key")))
 UPDATE_USER = {command: _compile_update(template) for command, template in USER_UPDATES.items()}
 USER_BY_ID = _compile(_SELECT_USERS.where(_WITH_ID))
-CHANGE_USER = _compile_update(statements.CHANGE_USER)
+USERS_BY_IDS = _compile(_SELECT_USERS.where(users.c.id.in_(_KEYS)))
 REMOVE_USER = _compile(delete(users).where(_WITH_ID).returning(*USER_COLUMNS))
 REMOVE_ROWS_OF_USERS = [_compile(delete(table).where(table.c.user_id.in_(_KEYS))) for table in REMOVED_WITH_USER]
 USERS_BY_USERNAME_KEYS = _compile(select(users.c.username_key, *USER_COLUMNS).where(users.c.username_key.in_(_KEYS)))
