@@ -31,7 +31,7 @@ EXPECTED_ERRORS = (
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("local")
-    (folder / "config.yml").write_text("plans: {pro: {}}\n")
+    (folder / "config.yml").write_text("plans: {pro: {}, enterprise: {}}\n")
     with Server(folder) as server:
         yield server
 
@@ -182,6 +182,30 @@ def test_list_is_filtered_while_typing(local: Server, open_console: OpenConsole)
 def browser_storage(page: Page) -> list[object]:
     """Return the size of the local storage, and the session storage and cookies that scripts can read."""
     return list(page.evaluate("[localStorage.length, Object.entries(sessionStorage), document.cookie]"))
+
+
+def test_long_values_leave_room_for_names_and_plans(local: Server, open_console: OpenConsole) -> None:
+    for name, plan in (
+        ("w" * 240, "pro"),
+        ("layout-" + "many words " * 15, "enterprise"),
+        ("layout-short", "pro"),
+    ):
+        user_id = register(local, name.strip(), f"{'e' * 60}@example.com")
+        body = {"expires_at": "+30d", "plan": plan}
+        response = requests.patch(f"{local.base}/users/{user_id}", json=body, timeout=15)
+        assert response.status_code == 200, response.text
+
+    page = open_console(local, viewport={"width": 1280, "height": 800})
+    for width in (1280, 1000, 800, 700):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(f"{local.base}/console?q={'e' * 60}")
+        plans = page.locator(".users .plan bdi").evaluate_all("all => all.map(each => each.offsetHeight)")
+        widths = page.locator(".users .identity").evaluate_all("all => all.map(each => each.offsetWidth)")
+
+        assert len(plans) == 3
+        assert max(plans) < 2 * min(plans), width
+        assert min(widths) > 100, width
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_browser_storage_holds_only_the_page_address(token_mode: Server, open_console: OpenConsole) -> None:
