@@ -299,6 +299,9 @@ def test_audit_trail_is_read_until_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     assert list_actions("--user", "1", "--since", "2100-04-12") == ["disable", "enable"]
     assert list_actions("--user", "1", "--since", "1h") == ["disable", "enable", "disable", "register"]
     assert mlapi("audit", "list", "--since", "2200-01-01").stderr == "no entries found\n"
+    assert "no entries found: write the actor in full, such as 'manager alice'" in (
+        mlapi("audit", "list", "--actor", "alice").stderr
+    )
 
 
 # --- times

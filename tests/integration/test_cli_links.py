@@ -60,6 +60,19 @@ def test_configured_address_is_the_default(monkeypatch: pytest.MonkeyPatch) -> N
         assert [entry.action for entry in users.list_audit_page()] == ["add_link", "add_link", "register"]
 
 
+def test_invitation_says_that_the_service_mails_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "HTTP__PUBLIC_URL": URL,
+        "MAIL__URL": "smtp://localhost",
+        "MAIL__FROM": "a@example.com",
+    }.items():
+        monkeypatch.setenv(f"MLAPI_{name}", value)
+
+    result = mlapi("users", "invite", "ada", "ada@example.com")
+
+    assert "registered user 1 (ada), and the service will mail an invitation; the link is valid" in result.stderr
+
+
 def test_links_are_printed_as_json() -> None:
     invited = json.loads(mlapi("users", "invite", "ada", "ada@example.com", "--url", URL, "--json").stdout)
     made = json.loads(mlapi("users", "link", "ada", "--url", URL, "--json").stdout)

@@ -28,6 +28,7 @@ from mlapi.domain.errors import ChangeRejectedError, ConfigurationError, SearchU
 from mlapi.domain.lists import ListedUser
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.sessions import LIFETIME_SECONDS
+from mlapi.domain.users import Pending
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.access import CONSOLE
 from mlapi.entrypoints.http import create_app
@@ -1072,6 +1073,24 @@ def test_activity_can_be_read_in_both_directions(local: TestClient, users: Users
     assert "No matching activity." in open_page(local, "/activity?after=1").text
 
 
+@pytest.mark.parametrize(
+    ("pending", "reason"),
+    [
+        ("approval", "Pending waits for approval"),
+        ("email", "Pending has not confirmed the address"),
+        ("email_then_approval", "Pending has not confirmed the address, then waits for approval"),
+    ],
+)
+def test_page_of_a_user_says_what_is_missing(local: TestClient, users: Users, pending: Pending, reason: str) -> None:
+    bob = users.apply(
+        users.prepare_registration(username="bob", password=PASSWORD, email="bob@example.com", pending=pending)
+    )
+    eve = users.invite(username="eve", email="eve@example.com")
+
+    assert f"{reason} Access expires" in open_page(local, f"/users/{bob.id}").text
+    assert "Active has no password yet Access expires" in open_page(local, f"/users/{eve.id}").text
+
+
 def test_activity_is_filtered_by_action_actor_and_time(local: TestClient, users: Users, ada: User) -> None:
     bob = users.as_actor(Actor("manager alice")).register(username="bob", password=PASSWORD, email="bob@example.com")
     users.as_actor(Actor("admin")).set_enabled(user_id=bob.id, enabled=False)
@@ -1086,7 +1105,8 @@ def test_activity_is_filtered_by_action_actor_and_time(local: TestClient, users:
     assert by_alice.form("Filter").fields["actor"] == "manager alice"
     assert shown(page.send("Filter", action="disable")) == ["Disabled bob"]
     assert shown(page.send("Filter", action="disable", actor="manager alice")) == []
-    assert "No matching activity." in page.send("Filter", until="2020-01-31T12:00").text
+    assert "No matching activity. Show all" in page.send("Filter", until="2020-01-31T12:00").text
+    assert "Write the actor in full, such as manager alice." in page.send("Filter", actor="alice").text
     assert shown(page.send("Filter", since="2020-01-31T12:00", until="2999-01-31")) == shown(page)
 
 

@@ -209,6 +209,8 @@ def test_viewers_see_managers_and_change_nothing(world: World) -> None:
     assert [response.status_code for response in posts] == [403] * 3
     assert all(VIEWER in response.text for response in posts)
     assert world.managers.list_all() == before
+    assert "No users yet." in (users := open_page(victor)).text
+    assert "Add a user" not in users.text
 
 
 def test_managers_are_added_in_local_mode(world: World) -> None:

@@ -108,6 +108,8 @@ def test_test_mail_needs_a_mail_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ConfigurationError, match=r"mail is not configured: set mail\.url and mail\.from"):
         send_test_mail(load_settings(), "ops@example.com")
+    result = mlapi("mail", "test", "ops@example.com")
+    assert (result.exit_code, result.stderr) == (3, "mlapi: mail is not configured: set mail.url and mail.from\n")
     assert mail_checks() == []
 
 

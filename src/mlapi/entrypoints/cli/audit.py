@@ -30,6 +30,7 @@ _COLUMNS: list[Column[AuditEntryResponse]] = [
     Column(heading="KEY ID", cell=lambda entry: _or_dash(entry.key_id), is_optional=True),
     Column(heading="REQUEST", cell=lambda entry: _or_dash(entry.request_id), is_optional=True),
 ]
+_ACTOR_HINT = "write the actor in full, such as 'manager alice' or 'command line of root'"
 
 
 @click.group("audit", cls=CommandGroup)
@@ -63,7 +64,8 @@ def audit_list(
         matching = AuditFilter(user_id=user_id, action=action, actor=actor, since=since, until=until)
         entries = islice(_iterate_entries(users, matching), limit)
         rows = map(AuditEntryResponse.from_entry, entries)
-        show_rows(rows, _COLUMNS, AuditEntryResponse, list_format, empty="no entries found")
+        empty = "no entries found" if actor is None else f"no entries found: {_ACTOR_HINT}"
+        show_rows(rows, _COLUMNS, AuditEntryResponse, list_format, empty=empty)
 
 
 def _find_user_id(users: Users, text: str, reference: str | None) -> UserId:

@@ -73,8 +73,10 @@ def users_invite(
         base = _find_base(service, url)
         user = service.users.invite(username=username, email=email, **changes)
         link, address = _add_link(service.users, user, base)
+        is_mailed = service.settings.mail.url is not None
     value = Invitation(address, link.expires_datetime, user_id=user.id, username=user.username)
-    _show(f"registered {describe(user)}", link, address, value, as_json)
+    done = f"registered {describe(user)}" + (", and the service will mail an invitation" if is_mailed else "")
+    _show(done, link, address, value, as_json)
 
 
 def _find_base(service: Service, url: str | None) -> str:

@@ -10,7 +10,7 @@ from mlapi.domain.mail import MailError, MailKind
 from mlapi.domain.outbox import MailId, QueuedMail
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.cli.operator import open_service_as_operator
-from mlapi.entrypoints.cli.output import CommandError, CommandGroup, json_option, show
+from mlapi.entrypoints.cli.output import CommandError, CommandGroup, command_errors, json_option, show
 from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, printable, show_rows
 from mlapi.entrypoints.wire.responses import ResponseBody
 
@@ -81,8 +81,10 @@ def mail_retry(mail_ids: tuple[int, ...], *, as_json: bool) -> None:
 @click.argument("address")
 def mail_test(address: str) -> None:
     """Send a mail to ADDRESS at once, to check the mail server and the sender address."""
-    try:
-        send_test_mail(load_settings(), address)
-    except MailError as error:
-        raise CommandError(f"the mail was not sent: {error}") from None
+    with command_errors():
+        settings = load_settings()
+        try:
+            send_test_mail(settings, address)
+        except MailError as error:
+            raise CommandError(f"the mail was not sent: {error}") from None
     click.echo(f"the mail server accepted a mail to {printable(address)}")
