@@ -27,7 +27,7 @@ class ConsoleSession:
 
 
 def start_session(app: object, *, ends_by: datetime | None = None) -> ConsoleSession:
-    """Start a session of the holder of the admin token. In local mode, it only protects forms, and is not stored."""
+    """Start a session for the holder of the admin token. In local mode, it is not stored and only protects forms."""
     assert isinstance(app, Starlette)
     epoch = app.state.admin_policy.session_epoch
     if epoch is None:

@@ -1,4 +1,4 @@
-"""Managers with one fault each. The contract suite must detect every one of them."""
+"""Implementations of `Managers` with one fault each. The contract suite must detect every fault."""
 
 import time
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class RacingToAdd(InMemoryManagers):
 
 
 class KeepingOldTokens(InMemoryManagers):
-    """Finds managers by the tokens that they had before."""
+    """Finds managers by their previous tokens."""
 
     def __init__(self, audit: InMemoryAuditTrail) -> None:
         super().__init__(audit)

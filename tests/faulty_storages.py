@@ -141,7 +141,7 @@ class WithNaiveTimes(InMemoryStorage):
 
 
 class ForgettingMail(InMemoryStorage):
-    """Stores users without the mail of their commands."""
+    """Stores users, but does not queue the mail of their commands."""
 
     def __init__(self) -> None:
         super().__init__()

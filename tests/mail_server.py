@@ -1,4 +1,4 @@
-"""A real SMTP server in a process of its own, which can be told to misbehave.
+"""A real SMTP server in its own process, which can misbehave on purpose.
 
 Start it with `MailServer`. Run as a program, this module is the server.
 """
@@ -42,7 +42,7 @@ class Behavior:
         greylist: whether to reject the first attempt for each recipient with 451.
         hang_at: the command that is never answered, or ``greeting``.
         dies_after_data: whether to store the mail, and exit instead of replying.
-        closes_after_mails: close the connection after so many mails.
+        closes_after_mails: after how many mails it closes the connection.
     """
 
     mail: str | None = None
@@ -163,7 +163,7 @@ class MailServer:
 
 
 def make_certificate(file: Path) -> None:
-    """Write a key and a certificate for localhost that signs itself."""
+    """Write a key and a self-signed certificate for localhost."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)

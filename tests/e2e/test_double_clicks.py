@@ -24,7 +24,7 @@ DELAYS_MS = (0, 50, 150, 300, 500, 800)
 
 @attrs.frozen
 class Console:
-    """A server, and a signed-in browser that sends every click in one way."""
+    """A server, and a signed-in browser that sends every click in the same way."""
 
     server: Server
     page: Page
@@ -35,7 +35,7 @@ class Console:
         return self.page
 
     def act_twice(self, button: Locator, delay_ms: int) -> list[dict[str, Any]]:
-        """Click twice on the same spot, or press Enter twice. Return the audit entries that this has caused."""
+        """Click twice on the same spot, or press Enter twice. Return the audit entries that result."""
         page, before = self.page, max((entry["audit_id"] for entry in self.audit_entries()), default=0)
         button.scroll_into_view_if_needed()
         box = button.bounding_box()
@@ -55,7 +55,7 @@ class Console:
         return self.audit_entries(before)
 
     def audit_entries(self, after: int = 0) -> list[dict[str, Any]]:
-        """Return the entries of the audit trail after an id, the oldest first."""
+        """Return the audit entries after an id, oldest first."""
         response = requests.get(f"{self.server.base}/audit?limit=50", headers=AS_ADMIN, timeout=15)
         return [entry for entry in reversed(response.json()["entries"]) if entry["audit_id"] > after]
 

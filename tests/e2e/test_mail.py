@@ -57,7 +57,7 @@ def deliveries_to(mail_server: MailServer, recipient: str) -> list[Delivery]:
 
 
 def wait_for_mail(mail_server: MailServer, recipient: str, count: int = 1) -> list[str]:
-    """Return the tokens in the mail to a recipient."""
+    """Return the link tokens in the mail to a recipient."""
     wait_until(lambda: len(deliveries_to(mail_server, recipient)) >= count)
     found = deliveries_to(mail_server, recipient)
     assert len(found) == count

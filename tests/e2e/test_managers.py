@@ -1,4 +1,4 @@
-"""Managers and several server processes that share one database, with changes by other processes."""
+"""Managers in several server processes that share one database, which other processes change."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ CLIENTS = 4
 
 @attrs.frozen
 class World:
-    """Two plain uvicorn processes, the same database for the test, and the environment of commands."""
+    """Two plain uvicorn processes, their database, and the environment for commands."""
 
     servers: tuple[Server, Server]
     managers: ManagerRegistry
@@ -48,13 +48,13 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def statuses(world: World, token: str) -> list[int]:
-    """Return the status of a request with this token to each process."""
+    """Send a request with this token to each process. Return the status codes."""
     headers = {"Authorization": f"Bearer {token}"}
     return [requests.get(f"{server.base}/users", headers=headers, timeout=15).status_code for server in world.servers]
 
 
 def hammer(world: World, token: str, is_over: Callable[[], bool]) -> list[int]:
-    """Send requests until ``is_over``. Return the statuses of those that started after it had become true."""
+    """Send requests until ``is_over`` is true. Return the status codes of requests that started after that."""
     while not is_over():
         statuses(world, token)
     return statuses(world, token)

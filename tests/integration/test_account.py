@@ -310,7 +310,7 @@ def test_users_remove_their_keys(http: TestClient, users: Users, ada: User) -> N
     assert users.list_api_keys(ada.id) == []
 
 
-def test_keys_of_others_are_out_of_reach(http: TestClient, users: Users, ada: User, bob: User) -> None:
+def test_keys_of_other_users_are_not_found(http: TestClient, users: Users, ada: User, bob: User) -> None:
     key, _ = users.add_api_key(user_id=bob.id, name="bob's")
     own, _ = users.add_api_key(user_id=ada.id, name="own")
     question = sign_in(http).follow("Remove API key own")
@@ -456,7 +456,7 @@ def test_recent_logins_are_shown(users: Users, ada: User) -> None:
     assert "unknown" in page.text
 
 
-def test_account_can_be_turned_off(users: Users, ada: User) -> None:
+def test_account_can_be_disabled(users: Users, ada: User) -> None:
     with asgi_client(create_app(users, LOCAL_MODE, in_memory_access(users), has_account_pages=False)) as http:
         responses = [http.get(path) for path in ("/account", "/account/sign-in", "/account/static/x/pages.css")]
 

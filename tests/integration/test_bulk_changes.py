@@ -1,4 +1,4 @@
-"""One request or page changes many users: the outcome for each, the limits, and other requests meanwhile."""
+"""One request or page changes many users: the outcome for each, the limits, and the effect on other requests."""
 
 import asyncio
 import json

@@ -798,7 +798,7 @@ def test_form_sent_twice_makes_one_secret(local: TestClient, users: Users, ada: 
 
 
 class RacingRepository(InMemoryUserRepository):
-    """Adds each API key as if the same form had been sent at the same time, unless it rejects all changes."""
+    """Rejects each API key as a duplicate: after adding it, as if a racing form had, or without, if ``rejects_all``."""
 
     rejects_all = False
 

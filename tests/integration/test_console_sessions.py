@@ -146,7 +146,7 @@ def test_session_ends_when_the_token_expires(world: World) -> None:
     assert [before, is_signed_in(client)] == [True, False]
 
 
-def test_another_admin_token_ends_sessions(world: World) -> None:
+def test_new_admin_token_ends_sessions(world: World) -> None:
     client = world.sign_in(ADMIN_TOKEN)
     other = remote_client(world.app(AdminPolicy(admin_token="another")))
     other.cookies = client.cookies

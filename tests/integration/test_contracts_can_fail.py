@@ -201,7 +201,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (
         OutboxContract,
         faulty_storages.IgnoringOtherClaims,
-        "test_late_process_does_not_change_mail_of_another",
+        "test_expired_claim_cannot_change_mail_of_another_process",
     ),
     (OutboxContract, faulty_storages.PurgingWaitingMail, "test_only_old_failed_mail_is_purged"),
     (ManagersContract, faulty_managers.ReplacingManagers, "test_name_of_a_manager_can_be_added_only_once"),

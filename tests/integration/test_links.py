@@ -1,4 +1,4 @@
-"""One-time links over HTTP: invitations, their pages, the operation for other front ends, and approval."""
+"""One-time links over HTTP: invitations, the pages of links, the operation for other front ends, and approval."""
 
 import logging
 import subprocess
@@ -452,7 +452,7 @@ def test_link_of_a_removed_user_is_not_valid(http: TestClient, users: Users, ada
     removed = http.get(path).status_code
     assert isinstance(users.repository.links, InMemoryLinks)
     assert link is not None
-    users.repository.links.add(link)  # as if the user were removed between two reads
+    users.repository.links.add(link)  # as if another request removed the user between two reads
 
     assert (removed, http.get(path).status_code, use(http, path)) == (404, 404, NOT_VALID)
 

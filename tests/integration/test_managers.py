@@ -1,4 +1,4 @@
-"""Managers with tokens of their own: what they may do, when it ends, and what the audit trail says."""
+"""Managers with tokens of their own: what they may do, when their access ends, and what is audited."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -131,7 +131,7 @@ def test_viewers_may_read_the_documentation(http: TestClient, managers: ManagerR
     assert http.get("/no-such-path", headers=victor).status_code == 403
 
 
-# --- when it ends
+# --- when their access ends
 
 
 def test_tokens_end_at_the_next_request(
@@ -231,7 +231,7 @@ def test_managers_are_accepted_in_every_mode(http: TestClient, managers: Manager
     assert answers == [200, 403]
 
 
-def test_manager_is_named_even_on_this_machine(users: Users, managers: ManagerRegistry, ada: User) -> None:
+def test_audit_trail_names_managers_in_local_mode(users: Users, managers: ManagerRegistry, ada: User) -> None:
     alice = as_manager(managers.add(name="alice", role="admin").token)
     path = f"/toggle-user-permission/{ada.id}/0"
     with TestClient(

@@ -1,4 +1,4 @@
-"""Mail is delivered to a real SMTP server, which may misbehave in every way."""
+"""Mail is delivered to a real SMTP server, which misbehaves in many ways."""
 
 import socket
 import threading

@@ -89,7 +89,7 @@ def test_activity_is_listed_and_sorted(http: TestClient, users: Users, usage: In
     assert listed(http, order="-usage", after=response["next"])[0] == ["bob"]
 
 
-def test_list_without_order_has_numbers_as_positions(http: TestClient) -> None:
+def test_unordered_list_has_numeric_positions(http: TestClient) -> None:
     response = http.get("/users", params={"limit": 3}, headers=ADMIN).json()
 
     assert response["next"] == 3
@@ -160,7 +160,7 @@ def test_position_of_another_order_is_rejected(http: TestClient) -> None:
 @pytest.mark.parametrize(
     ("order", "value"), [("name", "é" * 254), ("created", NOON), ("seen", None), ("usage", 7), ("id", 7)]
 )
-def test_position_survives_its_text(order: UserOrder, value: Any) -> None:
+def test_position_survives_a_round_trip_as_text(order: UserOrder, value: Any) -> None:
     position = ListPosition(value, UserId(7))
 
     assert decode_position(order, encode_position(order, position)) == position

@@ -1,6 +1,6 @@
 """Every action of every page, as the form that performs it and the text that the next page shows.
 
-The routes of the application tell which forms exist, so a new form needs an `Action`: without one, a test fails.
+The forms are found from the routes of the application. A test fails if a form has no `Action`.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import attrs
 from playwright.sync_api import Locator, Page, expect
 
 TYPED_IN_PARTS = {"date", "datetime-local"}
-"""Fields whose parts are typed in the order of the reader's language."""
+"""Fields whose parts are typed in the order of the browser's language."""
 
 
 @attrs.frozen(kw_only=True)
@@ -45,7 +45,7 @@ ACTIONS = (
         fields={"password": _NEW_PASSWORD, "repeated": _NEW_PASSWORD},
         shows="Your password is set",
     ),
-    # what users do with their account
+    # actions of users in their account
     Action(page="/account", form="/sign-in", fields=_SIGN_IN, shows="Signed in as {name}"),
     Action(page="/account", form="/account/keys", fields={"name": "weekly report"}, shows="Copy this key now"),
     Action(
@@ -74,7 +74,7 @@ ACTIONS = (
     ),
     Action(page="/account/sign-in", form="/sign-in", fields=_SIGN_IN_AGAIN, shows="Signed in as {name}"),
     Action(page="/account", form="/sign-out", shows="Sign in to your account"),
-    # what managers do with users
+    # actions of managers
     Action(
         page="/console/users/new",
         form="/users/new",

@@ -12,7 +12,7 @@ from tests.pages.visits import pattern_of, patterns, sign_in_as_manager
 from tests.pages.world import ADMIN_TOKEN, PASSWORD, World
 
 HANDS = {"keyboard": (True, True), "mouse-without-script": (False, False)}
-"""Whether JavaScript is on, and whether the keyboard is used instead of the mouse."""
+"""Whether JavaScript is enabled, and whether the keyboard is used instead of the mouse."""
 
 
 @pytest.mark.parametrize("hand", HANDS)

@@ -54,5 +54,5 @@ def test_tab_reaches_every_control(tabs: dict[str, Tab], world: World, visit: Vi
 
 
 def start_at_the_top(page: Page) -> None:
-    """Let the next Tab go to the first control, although a field has the focus after the page was loaded."""
+    """Make the next Tab go to the first control, even if the page has focused a field."""
     page.evaluate("document.body.tabIndex = -1, document.body.focus(), document.body.removeAttribute('tabindex')")

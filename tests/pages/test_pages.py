@@ -1,4 +1,4 @@
-"""Every page in a headless browser: accessible, legible in light and dark mode, and as narrow as a phone.
+"""Every page in a headless browser: accessible, legible in light and dark mode, and usable at phone width.
 
 `tests.pages.visits.VISITS` lists the pages. With ``--screenshots FOLDER``, take a picture of each: `make screenshots`.
 """
@@ -41,7 +41,7 @@ class Variant:
     scheme: Literal["light", "dark"]
 
 
-VARIANTS = (  # the first one only for one state of each page, unless screenshots are taken
+VARIANTS = (  # the first variant only for one state of each page, unless screenshots are taken
     Variant("desktop", 1280, "light"),
     Variant("phone-dark", 390, "dark"),
 )
@@ -75,7 +75,7 @@ def _show(page: Page, variant: Variant) -> None:
 
 
 def _examine(page: Page, folder: Path | None, visit: Visit) -> Iterator[tuple[str, object]]:
-    """Yield what is wrong with the page, by variant. Take a screenshot of each if there is a folder for them."""
+    """Yield the problems of the page, by variant. If there is a folder for screenshots, take one of each variant."""
     for variant in VARIANTS if folder is None else ALL_VARIANTS:
         if folder is None and variant is VARIANTS[0] and visit not in FIRST_VISITS:
             continue

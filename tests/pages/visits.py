@@ -1,6 +1,6 @@
-"""The pages that the tests visit, and which page each visit reaches.
+"""The pages that the tests visit.
 
-The routes of the application tell which pages exist, so a new page needs a `Visit`: without one, a test fails.
+The pages are found from the routes of the application. A test fails if a page has no `Visit`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -60,7 +60,7 @@ def press(selector: str) -> Callable[[Page], None]:
 
 
 def choose(**options: str) -> Callable[[Page], None]:
-    """Return an action that chooses options of the lists with these names, and sends their form."""
+    """Return an action that chooses options in the lists with these names, and submits their form."""
 
     def act(page: Page) -> None:
         for name, value in options.items():

@@ -80,7 +80,7 @@ class World:
 
 
 def create_database(folder: Path) -> dict[str, int | str]:
-    """Create the users, and guests who were added and removed in the last month. Return the values of the world."""
+    """Create the users, and guests who were added and removed in the last month. Return the values for `World`."""
     config = folder / "config.yml"
     config.write_text(CONFIG)
     settings = load_settings(config, environ={"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"})
@@ -158,7 +158,7 @@ def _add_managers(service: Service) -> dict[str, str]:
 
 
 def _create_usage(users: Users, ids: dict[str, UserId], now: datetime) -> Iterator[UsageRow]:
-    """Yield the usage of all users in the last month. On weekends, they send few requests."""
+    """Yield the usage of all users in the last month. They send fewer requests on weekends."""
     rng = random.Random(7)
     keys = [key for name in ("batch", "longest") for key in users.list_api_keys(ids[name])]
     credentials = [*((user_id, None) for user_id in ids.values()), *((key.user_id, key.id) for key in keys)]

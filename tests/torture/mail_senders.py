@@ -1,4 +1,4 @@
-"""Start processes that send mail, and kill each one shortly after it has begun to send.
+"""Start processes that send mail, and kill each one shortly after it starts to send.
 
 Run as a program with one JSON argument: the database's URL, the folder and the port of the mail server, the number
 of kills and the seed of the random times.
@@ -28,7 +28,7 @@ _MAX_SECONDS_UNTIL_SENT = 5.0
 
 
 def make_sender(storage: SqlStorage, port: int) -> MailSender:
-    """Return a sender whose claims end soon."""
+    """Return a sender whose claims expire quickly."""
     return MailSender(
         storage.outbox,
         Users(storage.users, PlainCipher()),

@@ -1,4 +1,4 @@
-"""Mail survives the kill of the processes that send it. Of a doubled mail, only one link can be used."""
+"""Mail is not lost if the processes that send it are killed. If a mail is sent twice, only one of its links works."""
 
 import json
 import re
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def kill_senders(url: URL, mail_server: MailServer, kills: int) -> None:
-    """Run processes that send mail, and kill them the given number of times in all."""
+    """Run processes that send mail, with this total number of kills."""
     text = url.render_as_string(hide_password=False)
     options = [
         {

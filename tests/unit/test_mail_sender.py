@@ -1,4 +1,4 @@
-"""Mail in the outbox is sent once, retried after errors, and given up in the end."""
+"""Mail in the outbox is sent once, retried after errors, and eventually given up."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ class Composer:
 
 
 class Transport:
-    """Keeps mail, or raises the next error in ``errors``. None accepts a mail."""
+    """Keeps mail, or raises the next error in ``errors``. None there accepts the mail."""
 
     def __init__(self) -> None:
         self.sent: list[Mail] = []
@@ -205,7 +205,7 @@ def test_request_for_an_unknown_user_is_dropped(world: World, text: str) -> None
     assert (world.sent(), world.waiting(), world.transport.sessions) == ([], [], 0)
 
 
-def test_name_like_the_address_of_another_gets_no_foreign_mail(world: World) -> None:
+def test_name_that_is_anothers_address_does_not_redirect_mail(world: World) -> None:
     world.users.register(username="victim", password="x", email="victim@example.com")
     world.users.register(username="victim@example.com", password="x", email="attacker@example.com")
     world.ask("victim@example.com")
@@ -458,7 +458,7 @@ def test_thread_counts_the_mail_that_waits(world: World) -> None:
     sender.close()
 
 
-def test_outage_is_logged_once_and_so_is_its_end(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_outage_and_recovery_are_logged_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     world.transport.connect_error = MailServerError("cannot connect")
     sender = world.sender(SenderTimes(poll_seconds=0.005, min_pause_seconds=0.005, min_delay=timedelta(0)))

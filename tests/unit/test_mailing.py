@@ -1,4 +1,4 @@
-"""Mail that clients ask for is limited, and names that exist cannot be told from others."""
+"""Mail that clients request is limited, and clients cannot find out which names exist."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Sessions: their secrets, when they end, and what is shown of their browsers."""
+"""Sessions: their secrets, when they end, and how their browsers are described."""
 
 from datetime import timedelta
 
@@ -19,7 +19,7 @@ from mlapi.testing.samples import NOON
 from mlapi.testing.sessions import new_session
 
 
-def test_every_session_has_another_secret() -> None:
+def test_every_session_has_its_own_secret() -> None:
     secrets = {generate_session_secret() for _ in range(100)}
 
     assert len({find_session_id(secret) for secret in secrets} | {csrf_token(secret) for secret in secrets}) == 200
@@ -27,7 +27,7 @@ def test_every_session_has_another_secret() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "é" * 43, "a" * 42, "a" * 44, f"{'a' * 42}.", f"{'a' * 42}\n", "\ud800"])
-def test_other_texts_are_no_secrets(text: str) -> None:
+def test_malformed_session_secrets_are_rejected(text: str) -> None:
     assert find_session_id(text) is None
 
 
@@ -45,7 +45,7 @@ def test_session_in_use_is_open_for_eight_hours(seconds: int, is_open: bool) -> 
     assert new_session(manager="alice", seen=at).is_open(at) == is_open
 
 
-def test_use_is_due_to_be_recorded_after_a_minute() -> None:
+def test_session_needs_a_touch_after_a_minute() -> None:
     session = new_session(manager="alice")
 
     due = [session.needs_touch(NOON + timedelta(seconds=seconds)) for seconds in (0, TOUCH_SECONDS - 1, TOUCH_SECONDS)]

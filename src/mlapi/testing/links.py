@@ -110,7 +110,7 @@ class LinkContract:
     @pytest.mark.parametrize(
         ("pending", "remaining"), [("email", None), ("email_then_approval", "approval")], ids=["enabled", "approval"]
     )
-    def test_verified_address_ends_a_part_of_pending(
+    def test_verified_address_may_still_need_approval(
         self, repository: UserRepository, pending: str, remaining: str | None
     ) -> None:
         ada = registered(repository, enabled=False, pending=pending)

@@ -140,7 +140,7 @@ class OutboxContract:
         assert everything(outbox) == [attrs.evolve(mail, due_datetime=None, error="550 no such user")]
         assert outbox.claim(now=LATER + timedelta(days=999), until=LATER + timedelta(days=1000)) is None
 
-    def test_late_process_does_not_change_mail_of_another(self, outbox: Outbox) -> None:
+    def test_expired_claim_cannot_change_mail_of_another_process(self, outbox: Outbox) -> None:
         outbox.add([queued()])
         late = claimed(outbox, LATER)
         current = claimed(outbox, LATER + MINUTE)

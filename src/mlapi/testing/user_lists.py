@@ -70,7 +70,7 @@ class UserListContract:
 
     @pytest.mark.parametrize("descending", [False, True])
     @pytest.mark.parametrize("order", ["id", "name", "created", "updated", "expires", "seen", "usage"])
-    def test_previous_page_has_the_users_before_the_next_one(
+    def test_going_back_returns_the_previous_page(
         self, repository: UserRepository, order: UserOrder, descending: bool
     ) -> None:
         ends = [None, LATER, NOON, None, NOON, LATER, None]

@@ -84,7 +84,7 @@ class UserQueryContract:
         assert repository.find_by_email("eve@example.com", limit=9) == [eve]
 
     @pytest.mark.parametrize("text", ["", "ada", "a%@example.com", "a_a@example.com", "a\0", "a\ud800", "x" * 999])
-    def test_no_user_has_another_text_as_email(self, repository: UserRepository, text: str) -> None:
+    def test_unknown_email_matches_no_user(self, repository: UserRepository, text: str) -> None:
         registered(repository, email="ada@example.com")
 
         assert repository.find_by_email(text, limit=9) == []
