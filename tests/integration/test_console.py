@@ -889,6 +889,19 @@ def test_taken_and_invalid_names_are_shown_at_their_fields(local: TestClient, us
     assert users.get(ada.id) == ada
 
 
+def test_undo_of_an_old_name_changes_nothing(local: TestClient, users: Users, ada: User) -> None:
+    page = open_page(local, f"/users/{ada.id}").send("Save", email="new@example.com")
+    users.update(user_id=ada.id, email="newer@example.com")
+
+    after = page.send("Undo")
+    users.update(user_id=ada.id, email=ada.email)
+    again = page.send("Undo")  # another tab has undone it
+
+    assert (after.response.status_code, again.response.status_code) == (409, 200)
+    assert "was changed by another request" in after.text
+    assert users.get(ada.id).email == ada.email
+
+
 def test_metadata_is_edited_and_undone(local: TestClient, users: Users, ada: User) -> None:
     page = open_page(local, "/users/1").send("Save metadata", metadata='{"customer": "cus_123", "seats": 5}')
     changed = users.get(ada.id).metadata.as_dict()

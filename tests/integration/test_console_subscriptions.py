@@ -228,6 +228,19 @@ def test_undo_of_an_old_expiry_changes_nothing(local: TestClient, users: Users, 
     assert users.get(ada.id).expires_datetime == NOON
 
 
+def test_undo_of_an_old_plan_changes_nothing(local: TestClient, users: Users, ada: User) -> None:
+    page = user_page(local, ada).send("Set plan", plan="pro")
+    users.update(user_id=ada.id, plan="free")
+
+    after = page.send("Undo")
+    users.update(user_id=ada.id, plan=None)
+    again = page.send("Undo")  # another tab has undone it
+
+    assert (after.response.status_code, again.response.status_code) == (409, 200)
+    assert "was changed by another request" in after.text
+    assert users.get(ada.id).plan is None
+
+
 def test_expiry_can_be_removed(local: TestClient, users: Users, ada: User) -> None:
     users.update(user_id=ada.id, expires=datetime(2020, 1, 31, tzinfo=UTC))
 

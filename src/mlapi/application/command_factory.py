@@ -183,6 +183,9 @@ class CommandFactory:
         user_id: UserId,
         replacing_expires: datetime | Unchanged | None = UNCHANGED,
         replacing_metadata: Metadata | Unchanged = UNCHANGED,
+        replacing_username: str | Unchanged = UNCHANGED,
+        replacing_email: str | Unchanged = UNCHANGED,
+        replacing_plan: str | Unchanged | None = UNCHANGED,
         **changes: Unpack[UserChanges],
     ) -> UpdateUser:
         """Check the new values. Omitted fields keep their value.
@@ -191,6 +194,9 @@ class CommandFactory:
             user_id: the user to change.
             replacing_expires: the stored expiry that the change is based on; see `UpdateUser`.
             replacing_metadata: the stored metadata that the change is based on; see `UpdateUser`.
+            replacing_username: the stored name that the change is based on; see `UpdateUser`.
+            replacing_email: the stored e-mail address that the change is based on; see `UpdateUser`.
+            replacing_plan: the stored plan that the change is based on; see `UpdateUser`.
             **changes: the new values; see `UserChanges`.
 
         Raises:
@@ -214,6 +220,9 @@ class CommandFactory:
             metadata=metadata,
             replacing_expires=replacing_expires,
             replacing_metadata=replacing_metadata,
+            replacing_username=replacing_username,
+            replacing_email=replacing_email,
+            replacing_plan=replacing_plan,
             at=self._clock(),
             actor=self.actor,
         )

@@ -235,8 +235,8 @@ class UpdateUser:
 
     ``expires`` is a time, None, or an `Extension` of the current expiry. ``metadata`` replaces all keys.
 
-    If ``replacing_expires`` or ``replacing_metadata`` is set, it is the stored value that the change is based on. For
-    example, a page extends access only from the expiry that it shows, so that a form sent twice extends it once.
+    Each ``replacing_`` field that is set is the stored value that the change is based on. For example, a page extends
+    access only from the expiry that it shows, so that a form sent twice extends it once.
 
     Rejected with `UserExistsError` if another user has the new name, and with `UserChangedError` if a stored value is
     no longer the one that the change is based on.
@@ -253,6 +253,9 @@ class UpdateUser:
     metadata: Metadata | Unchanged = attrs.field(default=UNCHANGED, repr=False)
     replacing_expires: datetime | Unchanged | None = attrs.field(default=UNCHANGED, converter=_to_stored_expiry)
     replacing_metadata: Metadata | Unchanged = attrs.field(default=UNCHANGED, repr=False)
+    replacing_username: str | Unchanged = UNCHANGED
+    replacing_email: str | Unchanged = attrs.field(default=UNCHANGED, repr=False)
+    replacing_plan: str | Unchanged | None = UNCHANGED
     at: datetime = attrs.field(converter=to_utc)
     actor: Actor = UNKNOWN_ACTOR
     username_key: UsernameKey | None = attrs.field(init=False, repr=False)
@@ -270,6 +273,9 @@ class UpdateUser:
         if not (
             self.replacing_expires in {UNCHANGED, user.expires_datetime}
             and self.replacing_metadata in {UNCHANGED, user.metadata}
+            and self.replacing_username in {UNCHANGED, user.username}
+            and self.replacing_email in {UNCHANGED, user.email}
+            and self.replacing_plan in {UNCHANGED, user.plan}
         ):
             return UserChangedError(user.id)
         expires = self.expires

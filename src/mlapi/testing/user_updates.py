@@ -82,6 +82,12 @@ class UserUpdateContract:
         first, second = repository.apply(edits)
         assert isinstance(first, UserChange)
         assert (first.after.username, first.after.metadata, second) == ("eve", new, UserChangedError(ada.id))
+        for stale in (
+            UpdateUser(user_id=ada.id, plan="pro", replacing_plan="free", at=NOON),
+            UpdateUser(user_id=ada.id, email="new@example.com", replacing_email="old@example.com", at=NOON),
+            UpdateUser(user_id=ada.id, username="ada", replacing_username="bob", at=NOON),
+        ):
+            assert apply_one(repository, stale) == UserChangedError(ada.id)
         never = UpdateUser(user_id=ada.id, expires=None, replacing_expires=None, at=NOON)
         assert apply_one(repository, never) == UserChangedError(ada.id)
 

@@ -54,7 +54,14 @@ def user_form(handle: Callable[[PageRequest, UserId], Awaitable[Response]]) -> P
 async def set_profile(request: PageRequest, user_id: UserId) -> Response:
     """Change the name and the e-mail address. The id, API keys and tokens stay the same."""
     names = [name for name in ("username", "email") if name in request.form]
-    before, after = await _update(request, user_id, **{name: request.form[name] for name in names})
+    shown = {f"replacing_{name}": request.form[f"shown_{name}"] for name in names if f"shown_{name}" in request.form}
+    new = {name: request.form[name] for name in names}
+    try:
+        before, after = await _update(request, user_id, **new, **shown)
+    except UserChangedError:
+        before = after = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
+        if any(getattr(after, name) != value for name, value in new.items()):
+            raise  # otherwise, the same form was sent before
     changes = [
         f"{label} {getattr(after, name)}"
         for name, label in (("username", "the name"), ("email", "the email address"))
@@ -63,6 +70,7 @@ async def set_profile(request: PageRequest, user_id: UserId) -> Response:
     if not changes:
         return _redirect(request, after, f"Nothing was changed: {after.username} has this name and email address.")
     old = {name: getattr(before, name) for name in names}
+    old |= {f"shown_{name}": getattr(after, name) for name in names}
     return _redirect(request, after, f"{before.username} now has {' and '.join(changes)}.", Undo("profile", old))
 
 
@@ -90,10 +98,17 @@ async def set_expiry(request: PageRequest, user_id: UserId) -> Response:
 
 @user_form
 async def set_plan(request: PageRequest, user_id: UserId) -> Response:
-    before, after = await _update(request, user_id, plan=request.form.get("plan", "") or None)
+    plan = request.form.get("plan", "") or None
+    shown = request.form["shown_plan"] or None if "shown_plan" in request.form else UNCHANGED
+    try:
+        before, after = await _update(request, user_id, plan=plan, replacing_plan=shown)
+    except UserChangedError:
+        before = after = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
+        if after.plan != plan:
+            raise  # otherwise, the same form was sent before
     text = f"the plan {after.plan}" if after.plan else "the default plan"
     is_known = before.plan is None or before.plan in request.runtime.users.plans.by_name
-    undo = Undo("plan", {"plan": before.plan or ""}) if is_known else None
+    undo = Undo("plan", {"plan": before.plan or "", "shown_plan": after.plan or ""}) if is_known else None
     return _redirect(request, after, f"{after.username} has {text}.", undo)
 
 
@@ -176,7 +191,7 @@ def _redirect(request: PageRequest, user: User, text: str, undo: Undo | None = N
 
 def _stale_errors(request: PageRequest) -> dict[str, str]:
     """Return the error for the field of a form that is based on an old value."""
-    field = "metadata" if "metadata" in request.form else "expires"
+    field = next((name for name in ("metadata", "plan", "username", "email") if name in request.form), "expires")
     return {field: "was changed by another request after you opened this page: check the current value and try again"}
 
 
