@@ -43,7 +43,7 @@ LEASE = timedelta(minutes=2)
 
 If a process is killed, its mail is sent again when the claim ends."""
 POLL_SECONDS = 1.0
-"""How often each process looks for mail. Each look reads one index row."""
+"""How often each process looks for mail. This reads one index row."""
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 5.0, 60.0
 """How long a process pauses if the server or the database is unavailable. Doubles with every failure."""
 MAX_MAILS_PER_SESSION = 50

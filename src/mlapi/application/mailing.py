@@ -26,7 +26,7 @@ class Mailing:
 
     Args:
         outbox: stores the mail.
-        counts: counts the requests, in all processes together.
+        counts: counts the requests of all processes.
         clock: returns the current time.
     """
 

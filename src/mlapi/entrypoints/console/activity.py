@@ -34,7 +34,7 @@ class ActivityPage:
         entries: the newest first. Those of a bulk request, such as an import, are folded into the first one.
         names: the names of existing users and, if the audit trail keeps them, of removed users, by id.
         removed: the ids of the removed users in ``names``.
-        repeats: how many entries are folded into an entry, by its id; at most `MAX_COUNT`.
+        repeats: how many entries are folded into each entry, by its id; at most `MAX_COUNT`.
         has_newer: whether there may be newer entries.
         has_older: whether there are older entries.
     """

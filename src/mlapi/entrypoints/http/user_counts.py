@@ -1,4 +1,4 @@
-"""Numbers for the pages of managers, counted in the background so that no page waits for them."""
+"""Count users for the pages of managers in the background, so that no page waits for the counts."""
 
 import asyncio
 import logging
