@@ -868,6 +868,20 @@ def test_name_and_email_are_edited_and_undone(local: TestClient, users: Users, a
     assert (users.get(ada.id).username, users.get(ada.id).email) == (ada.username, ada.email)
 
 
+def test_changes_of_another_manager_are_not_overwritten(local: TestClient, users: Users, ada: User) -> None:
+    page = open_page(local, "/users/1")
+    users.update(user_id=ada.id, email="corrected@example.com")
+
+    stale = page.send("Save", username="Lovelace", email="typed@example.com")
+    renamed = page.send("Save", username="Lovelace")
+
+    assert stale.response.status_code == 409
+    assert "Email address was changed by another request after you opened this page" in stale.text
+    assert stale.form("Save").fields["email"] == "corrected@example.com"
+    assert status_and_notice(renamed) == (200, "ada now has the name Lovelace.")
+    assert (users.get(ada.id).username, users.get(ada.id).email) == ("Lovelace", "corrected@example.com")
+
+
 def test_unchanged_name_and_email_are_reported(local: TestClient, users: Users, ada: User) -> None:
     page = open_page(local, "/users/1").send("Save")
 

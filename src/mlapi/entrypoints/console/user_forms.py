@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 
+import attrs
 from starlette.responses import Response
 
 from mlapi.domain.commands import UNCHANGED, Unchanged
@@ -23,6 +24,7 @@ _MAX_UNDO_CHARS = 1000
 _RESEND_PERIOD = timedelta(seconds=5)
 """The maximum time between the two submissions of a double click."""
 _CANNOT_BE_UNDONE = "This cannot be undone."
+_PROFILE = {"username": "the name", "email": "the email address"}
 
 Page = Callable[[PageRequest], Awaitable[Response]]
 
@@ -44,7 +46,9 @@ def user_form(handle: Callable[[PageRequest, UserId], Awaitable[Response]]) -> P
         except UserExistsError as error:
             status, errors = HTTPStatus.CONFLICT, {"username": f"is already taken by user {error.user_id}"}
         except UserChangedError:
-            status, errors = HTTPStatus.CONFLICT, _stale_errors(request)
+            status, errors = HTTPStatus.CONFLICT, await _find_stale_fields(request, user_id)
+            if errors.keys() & _PROFILE.keys():
+                request = attrs.evolve(request, form={})  # show the current name and address
         return await user_page(request, user_id, status, errors=errors)
 
     return page
@@ -52,26 +56,31 @@ def user_form(handle: Callable[[PageRequest, UserId], Awaitable[Response]]) -> P
 
 @user_form
 async def set_profile(request: PageRequest, user_id: UserId) -> Response:
-    """Change the name and the e-mail address. The id, API keys and tokens stay the same."""
-    names = [name for name in ("username", "email") if name in request.form]
-    shown = {f"replacing_{name}": request.form[f"shown_{name}"] for name in names if f"shown_{name}" in request.form}
-    new = {name: request.form[name] for name in names}
+    """Change the name and the e-mail address. The id, API keys and tokens stay the same.
+
+    ``shown_username`` and ``shown_email`` are the values that the page showed. Only fields with another value are
+    changed, and only if the stored value is still the one that the page showed: another manager may have changed it.
+    """
+    form = request.form
+    shown = {name: form.get(f"shown_{name}", UNCHANGED) for name in _PROFILE}
+    values: dict[str, Any] = {name: form[name] for name in _PROFILE if name in form and form[name] != shown[name]}
+    replacing: dict[str, Any] = {f"replacing_{name}": shown[name] for name in values}
+    old: dict[str, Any] = {}
     try:
-        before, after = await _update(request, user_id, **new, **shown)
+        if values:
+            before, _ = await _update(request, user_id, **values, **replacing)
+            old = {name: getattr(before, name) for name in values if getattr(before, name) != values[name]}
+        user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
     except UserChangedError:
-        before = after = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
-        if any(getattr(after, name) != value for name, value in new.items()):
-            raise  # otherwise, the same form was sent before
-    changes = [
-        f"{label} {getattr(after, name)}"
-        for name, label in (("username", "the name"), ("email", "the email address"))
-        if getattr(before, name) != getattr(after, name)
-    ]
-    if not changes:
-        return _redirect(request, after, f"Nothing was changed: {after.username} has this name and email address.")
-    old = {name: getattr(before, name) for name in names}
-    old |= {f"shown_{name}": getattr(after, name) for name in names}
-    return _redirect(request, after, f"{before.username} now has {' and '.join(changes)}.", Undo("profile", old))
+        user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
+        if any(getattr(user, name) != value for name, value in values.items()):
+            raise
+        old = {name: shown[name] for name in values}  # the same form was sent before
+    if not old:
+        return _redirect(request, user, f"Nothing was changed: {user.username} has this name and email address.")
+    changes = " and ".join(f"{_PROFILE[name]} {values[name]}" for name in old)
+    undo = Undo("profile", {**old, **{f"shown_{name}": values[name] for name in old}})
+    return _redirect(request, user, f"{old.get('username', user.username)} now has {changes}.", undo)
 
 
 @user_form
@@ -189,10 +198,13 @@ def _redirect(request: PageRequest, user: User, text: str, undo: Undo | None = N
     return redirect(request, path, notice=Notice(text, about=path, undo=absolute))
 
 
-def _stale_errors(request: PageRequest) -> dict[str, str]:
-    """Return the error for the field of a form that is based on an old value."""
-    field = next((name for name in ("metadata", "plan", "username", "email") if name in request.form), "expires")
-    return {field: "was changed by another request after you opened this page: check the current value and try again"}
+async def _find_stale_fields(request: PageRequest, user_id: UserId) -> dict[str, str]:
+    """Return the errors for the fields of a form that are based on an old value."""
+    user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
+    fields = [name for name in _PROFILE if request.form.get(f"shown_{name}", "") not in {"", getattr(user, name)}]
+    fields = fields or [next((name for name in ("metadata", "plan", "username") if name in request.form), "expires")]
+    error = "was changed by another request after you opened this page: check the current value and try again"
+    return dict.fromkeys(fields, error)
 
 
 def _shown_expiry(form: Mapping[str, str]) -> datetime | Unchanged | None:
