@@ -262,10 +262,10 @@ class _Client(smtplib.SMTP):
 
     def getreply(self) -> tuple[int, bytes]:
         """Read a reply of a limited length. smtplib limits only its lines."""
-        if self.file is None and self.sock is not None:
+        if self.file is None:
+            assert self.sock is not None  # noqa: S101 - smtplib reads replies only while it is connected
             self.file = self.sock.makefile("rb")
-        if self.file is not None:
-            self.file = _LimitedReader(self.file)
+        self.file = _LimitedReader(self.file)
         try:
             return super().getreply()
         finally:
