@@ -300,7 +300,7 @@ def test_users_remove_their_keys(http: TestClient, users: Users, ada: User) -> N
     question = sign_in(http).follow("Remove API key old laptop")
 
     removed, double_click = (question.send("Remove API key") for _ in range(2))
-    question.form("Remove API key").fields["later"] = "1"  # another form than the one that was just sent
+    question.form("Remove API key").fields["later"] = "1"  # not the form that was just sent
     again = question.send("Remove API key")
 
     assert removed.text == double_click.text

@@ -274,7 +274,7 @@ class _Client(smtplib.SMTP):
 
 
 class _LimitedReader:
-    """The part of a file that one reply may fill."""
+    """A file that limits the length of one reply."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file

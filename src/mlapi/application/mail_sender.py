@@ -150,7 +150,7 @@ class MailSender:
         return self._queued
 
     def send_due(self) -> bool:
-        """Send the mail that is due now. Return whether the server has answered as it should.
+        """Send the mail that is due now. Return whether the server responded properly.
 
         Raises:
             MailServerError: if the server cannot be used. The mail is postponed.

@@ -211,7 +211,7 @@ links = Table(
     Column("user_id", BigInteger, nullable=False, index=True),
     Column("purpose", String, nullable=False),
     Column("digest", String, nullable=False),
-    Column("token_epoch", String, nullable=False),  # the link is valid only while the user has these two values
+    Column("token_epoch", String, nullable=False),  # the link is valid only while these two values equal the user's
     Column("email", String, nullable=False),
     Column("new_email", String),
     Column("created_datetime", UtcDateTime, nullable=False),

@@ -150,7 +150,7 @@ def _remove(connection: sqlite3.Connection, user_id: UserId) -> Outcome:
 
 
 def _remove_rows_of_users(connection: sqlite3.Connection, user_ids: Sequence[UserId]) -> None:
-    """Delete the rows of removed users in other tables. No later command adds any, because their ids end with them."""
+    """Delete the rows of removed users in other tables. Later commands cannot add any, because ids are never reused."""
     keys = msgspec.json.encode(user_ids).decode()
     for statement in sql.REMOVE_ROWS_OF_USERS:
         connection.execute(statement, {"keys": keys})
