@@ -27,6 +27,7 @@ from mlapi.domain.credentials import Principal, PrincipalId, TokenClaims
 from mlapi.domain.expiry import Extension
 from mlapi.domain.links import RedeemLink
 from mlapi.domain.lists import ListedUser, ListPosition
+from mlapi.domain.managers import ManagerIdentity
 from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.users import EncryptedPassword, UsernameKey, UserOrder
 from mlapi.entrypoints.admin import AdminPolicy
@@ -478,8 +479,8 @@ class LockingNames(Counting):
 
 
 class AllowingEveryone(AdminPolicy):
-    def check(self, caller: Client) -> None:
-        pass
+    def admit(self, client: Client) -> ManagerIdentity:
+        return self.identity
 
 
 def allowing_everyone_as_admin(users: Users, admin_policy: AdminPolicy) -> ASGIApp:

@@ -25,6 +25,8 @@ TOKEN_MODE = AdminPolicy(admin_token=ADMIN_TOKEN, docs_open=True, metrics_open=T
 PATHS = {
     "/register-user": ["POST"],
     "/token": ["POST"],
+    "/password-link": ["POST"],
+    "/password-reset": ["POST"],
     "/token_status": ["GET"],
     "/token_status/some.token": ["GET"],
     "/users/me": ["GET"],

@@ -45,6 +45,7 @@ class BackgroundCount(Generic[T]):
     def _initialize(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="mlapi-counts")
         self._call: Future[None] | None = None
+        self._interruption: Interruption | None = None
         self._latest: T | None = None
         self._due_monotonic = 0.0
 
@@ -56,7 +57,10 @@ class BackgroundCount(Generic[T]):
         return self._latest
 
     def close(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        """End the running call. Its database connection is then closed together with the others."""
+        if self._interruption is not None:
+            self._interruption.request()
+        self._executor.shutdown(cancel_futures=True)
 
     def _start(self) -> "Future[None] | None":
         """Return the running call. Start one if none is running and the latest counts are old enough."""
@@ -69,7 +73,8 @@ class BackgroundCount(Generic[T]):
     def _run(self) -> None:
         start = self._monotonic()
         try:
-            self._latest = Interruption(COUNT_TIMEOUT_SECONDS).run(self._count)
+            self._interruption = Interruption(COUNT_TIMEOUT_SECONDS)
+            self._latest = self._interruption.run(self._count)
         except MlapiError:
             self._latest = None  # the database is unavailable, or too slow
         except Exception:
