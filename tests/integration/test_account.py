@@ -1,22 +1,36 @@
 """The account pages, without JavaScript: users sign in, see their state, and manage their keys and password."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from mlapi.adapters.memory import InMemoryLogins, InMemoryUserRepository, PlainCipher
+from mlapi.adapters.memory import (
+    InMemoryAllowances,
+    InMemoryLogins,
+    InMemoryTokens,
+    InMemoryUserRepository,
+    PlainCipher,
+)
 from mlapi.application.authentication import Access
+from mlapi.application.command_factory import CommandFactory
+from mlapi.application.guard import Guard
+from mlapi.application.limits import Limiter
 from mlapi.application.users import Users
 from mlapi.bootstrap import in_memory_access
-from mlapi.domain.commands import Register
+from mlapi.domain.commands import AddApiKey, ChangePassword, Command, Outcome, Register, UpdateUser
+from mlapi.domain.credentials import ApiKey
+from mlapi.domain.errors import ChangeRejectedError
 from mlapi.domain.logins import Login
+from mlapi.domain.plans import Allowance, Plan, Plans, Window
 from mlapi.domain.rules import PasswordPolicy
-from mlapi.domain.users import EncryptedPassword, Pending, User, utc_now
+from mlapi.domain.users import EncryptedPassword, Pending, User, UserId, utc_now
 from mlapi.entrypoints.application import create_app
+from mlapi.entrypoints.pages import repeats
 from mlapi.testing import SettableClock
 from mlapi.testing.http import LOCAL_MODE
 from tests.contract.test_http import asgi_client
@@ -461,3 +475,103 @@ def test_account_can_be_disabled(users: Users, ada: User) -> None:
         responses = [http.get(path) for path in ("/account", "/account/sign-in", "/account/static/x/pages.css")]
 
     assert [response.status_code for response in responses] == [404] * 3
+
+
+def test_limits_show_what_is_left(users: Users, ada: User) -> None:
+    plan = Plan("free", (Allowance("requests", Window.MINUTE, 60), Allowance("units", Window.MONTH, 1000)))
+    plans = Plans({"free": plan}, default="free")
+    limiter = Limiter(InMemoryAllowances(lambda _user_id: True), plans=lambda: plans)
+    access = in_memory_access(users)
+    guard = Guard(users.repository, InMemoryTokens(), limiter=limiter)
+    app = create_app(
+        Users(users.repository, users.cipher, plans=lambda: plans),
+        LOCAL_MODE,
+        Access(authenticator=access.authenticator, guard=guard),
+    )
+    with asgi_client(app) as http:
+        limiter.charge(ada, 1000)
+        page = sign_in(http)
+    limiter.close()
+
+    assert "Planfree" in page.text
+    assert "Requests per minute 0 of 60 used, 60 left. Resets in" in page.text
+    assert "Units per month 1,000 of 1,000 used, 0 left. Resets in" in page.text
+
+
+def test_unknown_plan_does_not_close_the_account(users: Users, ada: User) -> None:
+    plans = Plans({"free": Plan("free")})
+    users.repository.apply([UpdateUser(user_id=ada.id, plan="gone", at=utc_now())])
+    limiter = Limiter(InMemoryAllowances(lambda _user_id: True), plans=lambda: plans)
+    access = in_memory_access(users)
+    guard = Guard(users.repository, InMemoryTokens(), limiter=limiter)
+    app = create_app(
+        Users(users.repository, users.cipher, plans=lambda: plans),
+        LOCAL_MODE,
+        Access(authenticator=access.authenticator, guard=guard),
+    )
+    with asgi_client(app) as http:
+        page = sign_in(http)
+    limiter.close()
+
+    assert "Plangone" in page.text
+    assert "Limits" not in page.text
+
+
+class _RacingKeys(InMemoryUserRepository):
+    """Rejects a key that exists, like a database, and at first hides the keys that another request has added."""
+
+    hidden_reads = 0
+
+    def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
+        self.hidden_reads -= 1
+        return [] if self.hidden_reads >= 0 else super().list_api_keys(user_id)
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        (command,) = commands
+        if isinstance(command, AddApiKey) and command.key in super().list_api_keys(command.user_id):
+            return [ChangeRejectedError(command.user_id, "the key exists")]
+        return super().apply(commands, commit_by=commit_by)
+
+
+@pytest.mark.parametrize(("hidden_reads", "status"), [(1, 200), (2, 409)])
+def test_racing_form_finds_the_key_of_the_other(
+    clock: SettableClock, hidden_reads: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeats, "SETTLE_SECONDS", 0)  # or the second form would only get the response to the first
+    repository = _RacingKeys()
+    users = Users(repository, PlainCipher(), clock=clock)
+    ada = users.register(username="ada", password=PASSWORD, email="ada@example.com")
+    with asgi_client(create_app(users, LOCAL_MODE, in_memory_access(users))) as http:
+        form = sign_in(http)
+        form.send("Create API key", name="laptop")
+        repository.hidden_reads = hidden_reads
+        second = form.send("Create API key", name="laptop")
+
+    assert second.response.status_code == status
+    repository.hidden_reads = 0
+    assert len(users.list_api_keys(ada.id)) == 1
+
+
+def test_address_of_the_key_form_leads_to_the_account(http: TestClient, ada: User) -> None:
+    sign_in(http)
+
+    assert open_page(http, "/account/keys").response.url.path == "/account"
+
+
+def test_password_changed_by_another_request_asks_to_sign_in(
+    http: TestClient, users: Users, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = sign_in(http).follow("Change password")
+
+    def prepare(self: Users, **arguments: Any) -> ChangePassword:
+        users.set_password(user_id=ada.id, password="set by a manager")
+        return CommandFactory.prepare_password(self, **arguments)
+
+    monkeypatch.setattr(Users, "prepare_password", prepare)
+    original = CommandFactory.prepare_password
+    monkeypatch.setattr(Users, "set_password", lambda _self, **arguments: users.apply(original(users, **arguments)))
+    page = form.send("Change password", current=PASSWORD, new="analytical engine")
+
+    assert page.response.url.path == "/account/sign-in"
+    assert "Your password was changed by another request." in page.text
+    assert sign_in(other_browser(http), "ada", "set by a manager").response.status_code == 200
