@@ -29,10 +29,11 @@ from mlapi.domain.logins import Login
 from mlapi.domain.plans import Allowance, Plan, Plans, Window
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.users import EncryptedPassword, Pending, User, UserId, utc_now
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.application import create_app
 from mlapi.entrypoints.pages import repeats
 from mlapi.testing import SettableClock
-from mlapi.testing.http import LOCAL_MODE
+from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
 from tests.contract.test_http import asgi_client
 from tests.integration.html_page import Page
 
@@ -472,9 +473,11 @@ def test_recent_logins_are_shown(users: Users, ada: User) -> None:
 
 def test_account_can_be_disabled(users: Users, ada: User) -> None:
     with asgi_client(create_app(users, LOCAL_MODE, in_memory_access(users), has_account_pages=False)) as http:
+        start = http.get("/").json()
         responses = [http.get(path) for path in ("/account", "/account/sign-in", "/account/static/x/pages.css")]
 
     assert [response.status_code for response in responses] == [404] * 3
+    assert "account" not in start
 
 
 def test_limits_show_what_is_left(users: Users, ada: User) -> None:
@@ -575,3 +578,12 @@ def test_password_changed_by_another_request_asks_to_sign_in(
     assert page.response.url.path == "/account/sign-in"
     assert "Your password was changed by another request." in page.text
     assert sign_in(other_browser(http), "ada", "set by a manager").response.status_code == 200
+
+
+@pytest.mark.parametrize("has_account_pages", [True, False])
+def test_users_find_their_account_from_the_console(users: Users, has_account_pages: bool) -> None:
+    policy = AdminPolicy(admin_token=ADMIN_TOKEN)
+    with asgi_client(create_app(users, policy, has_account_pages=has_account_pages)) as http:
+        page = open_page(http, "/console")
+
+    assert page.links.get("Sign in to your account") == ("/account" if has_account_pages else None)

@@ -305,6 +305,7 @@ def test_start_page_tells_programs_where_the_pages_are(users: Users) -> None:
             "console": "/um/console",
             "docs": "/um/docs",
             "openapi": "/um/openapi.json",
+            "account": "/um/account",
         }
     ] * len(responses)
 

@@ -1,6 +1,7 @@
 """Sign in to the console with a manager's token or the admin token, and sign out."""
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from starlette.responses import Response
@@ -15,6 +16,7 @@ from mlapi.entrypoints.http.browser_sessions import docs_cookies
 from mlapi.entrypoints.http.browsers import describe_browser
 from mlapi.entrypoints.http.sessions import PageTokens
 from mlapi.entrypoints.pages import Notice, PageRequest, redirect, render_page
+from mlapi.entrypoints.wire.paths import ACCOUNT_PATH, base_path
 
 MAX_WRONG_TOKENS_PER_MINUTE = 10
 """The limit per process for each IPv4 address or IPv6 /64 network."""
@@ -35,7 +37,7 @@ class LoginPage:
         if request.session is not None:
             return redirect(request)
         if request.is_safe:
-            return render_page(request, "login.html", error=None)
+            return _form(request, HTTPStatus.OK)
         address = request.address
         attempt = Attempt(username="", address=address)
         try:
@@ -46,14 +48,12 @@ class LoginPage:
         except TooManyAttemptsError as error:
             text = f"Too many wrong tokens from this address. Try again in {error.retry_after_seconds} seconds."
             headers = [("Retry-After", str(error.retry_after_seconds))]
-            return render_page(request, "login.html", HTTPStatus.TOO_MANY_REQUESTS, headers=headers, error=text)
+            return _form(request, HTTPStatus.TOO_MANY_REQUESTS, text, headers)
         finally:
             self._attempts.end(attempt)
         if new is None:
             _logger.warning("console: wrong token from %s", address)
-            return render_page(
-                request, "login.html", HTTPStatus.UNAUTHORIZED, error="This token is wrong or has expired."
-            )
+            return _form(request, HTTPStatus.UNAUTHORIZED, "This token is wrong or has expired.")
         _logger.info("console: %s signed in from %s", new.session.manager, address)
         docs_cookie = PageTokens(request.admin_policy.session_key).docs_cookie(new.session.id)
         return _with_cookies(redirect(request), request, new.secret, docs_cookie)
@@ -96,3 +96,11 @@ def _with_cookies(response: Response, request: PageRequest, secret: str, docs_co
     for cookie in (request.session_cookie(secret), *cookies):
         response.headers.append("Set-Cookie", cookie)
     return response
+
+
+def _form(
+    request: PageRequest, status: HTTPStatus, error: str = "", headers: Sequence[tuple[str, str]] = ()
+) -> Response:
+    has_account_pages = request.runtime.has_account_pages
+    account = base_path(request.http_request.scope) + ACCOUNT_PATH if has_account_pages else None
+    return render_page(request, "login.html", status, headers=headers, error=error, account=account)

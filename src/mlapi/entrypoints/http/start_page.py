@@ -7,7 +7,7 @@ from starlette.routing import Route
 
 from mlapi.entrypoints.http.middleware import Endpoint
 from mlapi.entrypoints.wire.client import Client
-from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, START_PATH, base_path
+from mlapi.entrypoints.wire.paths import ACCOUNT_PATH, CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, START_PATH, base_path
 from mlapi.entrypoints.wire.responses import Response, start_page
 
 _HTML = "text/html"
@@ -27,4 +27,5 @@ async def show_start_page(request: Request) -> Response:
     if _HTML in request.headers.get("accept", ""):
         return Response(HTTPStatus.SEE_OTHER, b"", headers=(("Location", base + CONSOLE_PATH),))
     request.app.state.admin_policy.check(Client.from_asgi(request.scope))
-    return start_page(console=base + CONSOLE_PATH, docs=base + DOCS_PATH, openapi=base + OPENAPI_PATH)
+    account = base + ACCOUNT_PATH if request.app.state.runtime.has_account_pages else None
+    return start_page(console=base + CONSOLE_PATH, docs=base + DOCS_PATH, openapi=base + OPENAPI_PATH, account=account)

@@ -54,12 +54,13 @@ class Message(ResponseBody, frozen=True):
     message: str
 
 
-class StartPage(Message, frozen=True):
-    """The paths of the service's pages."""
+class StartPage(Message, frozen=True, omit_defaults=True):
+    """The paths of the service's pages. ``account`` is missing if it is turned off."""
 
     console: str
     docs: str
     openapi: str
+    account: str | None = None
 
 
 class UserMessage(Message, frozen=True):
@@ -333,9 +334,11 @@ def alive() -> Response:
     return json_response(HTTPStatus.OK, Message("Alive"))
 
 
-def start_page(*, console: str, docs: str, openapi: str) -> Response:
+def start_page(*, console: str, docs: str, openapi: str, account: str | None) -> Response:
     message = "mlapi keeps the users of a machine-learning API"
-    return json_response(HTTPStatus.OK, StartPage(message, console=console, docs=docs, openapi=openapi))
+    return json_response(
+        HTTPStatus.OK, StartPage(message, console=console, docs=docs, openapi=openapi, account=account)
+    )
 
 
 def ready() -> Response:
