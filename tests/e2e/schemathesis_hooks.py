@@ -5,6 +5,7 @@
 - Times in the past: JSON Schema does not know the current time.
 - Plans that the configuration does not contain, and metadata that is too large or contains NUL characters.
 - A state together with ``enabled``, which may contradict each other.
+- Positions in sorted lists, and fields of ``POST /users/batch`` that belong to another action.
 - Ranges of days that end before they begin: JSON Schema cannot compare two parameters.
 """
 
@@ -45,12 +46,31 @@ def before_call(_context: object, case: Any, _kwargs: object) -> None:
                 fields[name] = replace_unassigned(fields[name])
     if isinstance(case.query, dict):
         order_days(case.query)
+        remove_positions(case.query)
         if case.query.get("state") in get_args(UserState) and str(case.query.get("enabled")) in {"0", "1"}:
             del case.query["enabled"]
     if isinstance(case.body, dict):
         replace_unknown_plan(case.body)
+        remove_fields_of_other_actions(case.body)
     if isinstance(case.body, dict) and "username" in case.body:
         case.body["username"] = shorten_normal_form(case.body["username"])
+
+
+def remove_positions(query: dict[str, Any]) -> None:
+    """Remove positions in sorted lists: only a page of the same list contains valid ones."""
+    if "order" in query or "before" in query:
+        query.pop("before", None)
+        query.pop("after", None)
+
+
+def remove_fields_of_other_actions(body: dict[str, Any]) -> None:
+    """Give each action of ``POST /users/batch`` its own field, and remove the others."""
+    fields = {"set_plan": "plan", "extend": "expires_at"}
+    if isinstance(body.get("action"), str) and "user_ids" in body:
+        for action in fields.keys() - {body["action"]}:
+            body.pop(fields[action], None)
+        if body["action"] in fields:
+            body.setdefault(fields[body["action"]], {"set_plan": None, "extend": "+30d"}[body["action"]])
 
 
 def replace_unknown_plan(body: dict[str, Any]) -> None:

@@ -127,7 +127,8 @@ def test_role_that_may_only_read_is_reported(role_url: URL, postgres: PostgresSe
     assert readiness() == 503
     assert problem == (
         "the role may not change all tables: as their owner, run `GRANT INSERT, UPDATE, DELETE ON users,"
-        f' mlapi_api_keys, mlapi_attempts, mlapi_audit, mlapi_allowances, mlapi_usage TO "{READER}"`'
+        f" mlapi_api_keys, mlapi_managers, mlapi_sessions, mlapi_links, mlapi_logins, mlapi_attempts, mlapi_audit,"
+        f' mlapi_allowances, mlapi_outbox, mlapi_usage, mlapi_activity TO "{READER}"`'
     )
     run_suggestion(problem, postgres, role_url)
     assert (database_problems(), readiness()) == ([], 200)

@@ -8,17 +8,34 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import ClauseElement, Dialect, Table, delete, false, insert, select, update
 
 from mlapi.adapters.sql.statements import compile_statement
-from mlapi.adapters.sql.tables import allowances, api_keys, attempts, audit, managers, outbox, usage, users
+from mlapi.adapters.sql.tables import (
+    activity,
+    allowances,
+    api_keys,
+    attempts,
+    audit,
+    links,
+    logins,
+    managers,
+    outbox,
+    sessions,
+    usage,
+    users,
+)
 
 WRITES: Mapping[Table, Sequence[str]] = {
     users: ("INSERT", "UPDATE", "DELETE"),
     api_keys: ("INSERT", "UPDATE", "DELETE"),
     managers: ("INSERT", "UPDATE", "DELETE"),
+    sessions: ("INSERT", "UPDATE", "DELETE"),
+    links: ("INSERT", "DELETE"),
+    logins: ("INSERT", "DELETE"),
     attempts: ("INSERT", "UPDATE", "DELETE"),
     audit: ("INSERT",),  # entries are deleted only if `audit.days` is set
     allowances: ("INSERT", "UPDATE"),  # rows are deleted together with their user
     outbox: ("INSERT", "UPDATE", "DELETE"),
     usage: ("INSERT", "UPDATE", "DELETE"),
+    activity: ("INSERT", "UPDATE", "DELETE"),
 }
 """The kinds of changes that the service makes to each table."""
 
