@@ -66,6 +66,8 @@ def remove_positions(query: dict[str, Any]) -> None:
 def remove_fields_of_other_actions(body: dict[str, Any]) -> None:
     """Give each action of ``POST /users/batch`` its own field, and remove the others."""
     fields = {"set_plan": "plan", "extend": "expires_at"}
+    if isinstance(body.get("user_ids"), list):
+        body["user_ids"] = [10**9 if str(each) == PROTECTED_ID else each for each in body["user_ids"]]
     if isinstance(body.get("action"), str) and "user_ids" in body:
         for action in fields.keys() - {body["action"]}:
             body.pop(fields[action], None)

@@ -1,5 +1,6 @@
 """The user list: filters, orders, pages, and the numbers of users above it."""
 
+import string
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from http import HTTPStatus
@@ -65,7 +66,7 @@ async def show_users(request: PageRequest) -> Response:
     """Show a page of the user list. By default, the newest users come first."""
     parameters = request.query_parameters(*LIST_PARAMETERS)
     typed, notice = parameters.get("q", ""), ""
-    if 0 < len(typed) < queries.MIN_SEARCH_CHARS and typed.isprintable() and not typed.isdigit():
+    if 0 < len(typed) < queries.MIN_SEARCH_CHARS and typed.isprintable() and typed not in string.digits:
         del parameters["q"]  # htmx sends it while the user types
         notice = f"Type at least {queries.MIN_SEARCH_CHARS} characters to search."
     if "q" in parameters and parameters.get("order") == DEFAULT_ORDER:

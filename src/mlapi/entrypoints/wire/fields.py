@@ -126,7 +126,14 @@ MetadataFields = Annotated[
 
 UserIds = Annotated[
     list[int],
-    _field("The ids of the users, each once.", [1, 2], minItems=1, maxItems=MAX_BULK_USERS, uniqueItems=True),
+    _field(
+        "The ids of the users, each once.",
+        [1, 2],
+        minItems=1,
+        maxItems=MAX_BULK_USERS,
+        uniqueItems=True,
+        items={"type": "integer", "minimum": 1},
+    ),
 ]
 BULK_ACTIONS: tuple[str, ...] = get_args(BulkAction)
 BULK_ACTIONS_TEXT = f"{', '.join(BULK_ACTIONS[:-1])} or {BULK_ACTIONS[-1]}"

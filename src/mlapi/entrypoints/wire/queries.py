@@ -297,7 +297,7 @@ def _find_page_size_error(text: str) -> str | None:
 
 
 def _find_search_error(text: str) -> str | None:
-    if 0 < len(text) < MIN_SEARCH_CHARS and not text.isdigit():
+    if 0 < len(text) < MIN_SEARCH_CHARS and not (text.isascii() and text.isdigit()):
         return f"must be at least {MIN_SEARCH_CHARS} characters"
     if len(text) > MAX_USERNAME_CHARS:
         return f"must be at most {MAX_USERNAME_CHARS} characters"
