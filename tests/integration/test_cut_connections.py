@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import attrs
 import httpx2
@@ -27,9 +28,6 @@ from tests.contract.test_http import BASE, asgi_client
 from tests.cut_connections import CuttingProxy
 from tests.integration.html_page import Page
 from tests.postgres_server import PostgresServer
-
-# A background thread may return a connection to a pool that was disposed of. Its finalizer then closes it.
-pytestmark = pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
 
 PASSWORD = "difference engine"
 SAME_ORIGIN = {"origin": BASE}
@@ -243,3 +241,13 @@ def test_work_of_a_write_is_repeated_only_before_its_commit(
         database.write(work)
 
     assert calls == 3
+
+
+def test_connection_in_use_is_closed_when_it_returns_to_a_disposed_pool(postgres_database: Database) -> None:
+    with postgres_database.reading() as connection:
+        driver_connection: Any = connection.connection.driver_connection
+        postgres_database.pools.dispose()
+        was_open = not driver_connection.closed
+
+    assert was_open
+    assert driver_connection.closed

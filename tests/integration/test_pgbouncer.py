@@ -1,6 +1,5 @@
 """PostgreSQL behind a real PgBouncer, in session and transaction mode."""
 
-import gc
 import os
 import shutil
 import signal
@@ -40,18 +39,6 @@ SESSION_STATE = """
     UNION ALL SELECT 'channel', channel, '' FROM pg_listening_channels() AS channel
     ORDER BY 1, 2, 3
 """
-
-
-# A thread that waits for a connection while the pooler hangs may leave it to the garbage collector, which warns.
-# It is not known yet which one does.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True)
-def collected_garbage() -> Iterator[None]:
-    """Let the warning above appear here, and not in a later test."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -83,10 +83,11 @@ class BoundedConnection(psycopg.Connection[Any]):
         connection.answer_seconds = timeout_seconds + 1
         connection.statement_seconds = timeout_seconds + 3  # the server's own timeout should come first
         connection.settings = {
+            # First: the statements before it could exceed a timeout that another client left in a pooled session.
+            "statement_timeout": f"{(timeout_seconds + 2) * 1000:.0f}",
+            "lock_timeout": f"{timeout_seconds * 1000:.0f}",
             **_known(connection, _SETTINGS, _SETTINGS_SINCE),
             **({} if namespace is None else {"search_path": namespace}),
-            "lock_timeout": f"{timeout_seconds * 1000:.0f}",
-            "statement_timeout": f"{(timeout_seconds + 2) * 1000:.0f}",
         }
         connection.begin_sql = (
             f"{_BEGIN}; {_assignments('SET LOCAL', connection.settings)}; SHOW synchronous_commit".encode()
