@@ -12,6 +12,7 @@ from mlapi import User, UserId, Users
 from mlapi.adapters.memory import PlainCipher
 from mlapi.bootstrap import Service, open_service
 from mlapi.config import load_settings, make_plans
+from mlapi.domain.logins import Login
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import Pending
 from tests.e2e.server import Server
@@ -133,8 +134,14 @@ def _change(service: Service, users: Users, ids: dict[str, UserId], now: datetim
         users.update(user_id=ids[key], expires=now + timedelta(days=days), plan="pro")
     users.update(user_id=ids["longest"], metadata={"customer": "c" * 100})
     users.add_api_key(user_id=ids["batch"], name="nightly scoring job")
+    users.add_api_key(user_id=ids["ada"], name="notebook")
     users.add_api_key(user_id=ids["longest"], name="k" * 100)
     users.add_api_key(user_id=ids["batch"], name="backfill", expires_datetime=now + timedelta(days=90))
+    addresses = ("192.0.2.17", "2001:db8:4:17::2b", "198.51.100.200")
+    logins = [
+        Login(ids["ada"], now - timedelta(hours=31 * (number + 1)), each) for number, each in enumerate(addresses)
+    ]
+    service.storage.logins.add(logins)
     service.usage.add(list(_create_usage(users, ids, now)))
 
 
