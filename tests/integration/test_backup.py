@@ -273,7 +273,30 @@ def test_drafts_of_killed_backups_are_removed(folder: Path, tmp_path: Path) -> N
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_damaged_database_is_not_backed_up(folder: Path, tmp_path: Path) -> None:
+def damage_tables(file: Path) -> None:
+    """Overwrite the first page of every table and index. The schema stays readable."""
+    with closing(sqlite3.connect(file)) as connection:
+        pages = connection.execute("SELECT rootpage FROM sqlite_master WHERE rootpage > 0").fetchall()
+        ((size,),) = connection.execute("PRAGMA page_size").fetchall()
+    with file.open("r+b") as stream:
+        for (page,) in pages:
+            stream.seek((page - 1) * size)
+            stream.write(b"\xff" * size)
+
+
+def damage_schema(file: Path) -> None:
+    """Overwrite every page of a database except the first. The schema needs more pages."""
+    with file.open("r+b") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(4096)
+        stream.write(b"\xff" * (size - 4096))
+
+
+Damage = Callable[[Path], object]
+
+
+@pytest.mark.parametrize("damage", [damage_tables, damage_schema])
+def test_damaged_database_is_not_backed_up(folder: Path, tmp_path: Path, damage: Damage) -> None:
     register("ada")
     damage(folder / "mlapi.db")
 
@@ -282,14 +305,6 @@ def test_damaged_database_is_not_backed_up(folder: Path, tmp_path: Path) -> None
     assert result.exit_code == 3
     assert "damaged" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["service"]
-
-
-def damage(file: Path) -> None:
-    """Overwrite every page of a database except the first."""
-    with file.open("r+b") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(4096)
-        stream.write(b"\xff" * (size - 4096))
 
 
 def test_missing_database_is_named(folder: Path, tmp_path: Path) -> None:
@@ -582,7 +597,8 @@ def test_database_in_use_is_not_replaced(open_one: Callable[..., object], folder
         (lambda file: file.write_text("username,email\n"), "is not an SQLite database"),
         (lambda file: file.write_bytes(b""), "is not an SQLite database"),
         (lambda file: os.truncate(file, 8192), "is damaged"),
-        (damage, "is damaged"),
+        (damage_tables, "is damaged"),
+        (damage_schema, "is damaged"),
         (lambda file: execute(file, "DROP TABLE mlapi_key_check; DROP TABLE mlapi_alembic_version"), "not a backup of"),
         (
             lambda file: execute(file, "UPDATE mlapi_alembic_version SET version_num = '9999'"),
@@ -591,7 +607,7 @@ def test_database_in_use_is_not_replaced(open_one: Callable[..., object], folder
         (lambda file: file.unlink(), "does not exist"),
         (lambda file: (file.unlink(), file.mkdir()), "is not a file"),
     ],
-    ids=["text", "empty", "truncated", "damaged", "other program", "newer", "missing", "folder"],
+    ids=["text", "empty", "truncated", "tables", "schema", "other program", "newer", "missing", "folder"],
 )
 def test_unusable_backup_changes_nothing(
     make: Callable[[Path], object], error: str, folder: Path, backup: Path
@@ -730,7 +746,8 @@ def test_terminal_can_revoke_tokens_without_a_question(backup: Path, monkeypatch
     assert "all tokens were revoked" in mlapi("restore", str(backup), "--end-tokens", stdin="y\n").stdout
 
 
-def test_damaged_pages_do_not_prevent_a_restore(folder: Path, backup: Path) -> None:
+@pytest.mark.parametrize("damage", [damage_tables, damage_schema])
+def test_damaged_pages_do_not_prevent_a_restore(folder: Path, backup: Path, damage: Damage) -> None:
     damage(folder / "mlapi.db")
 
     assert restore(backup).exit_code == 0
