@@ -13,6 +13,7 @@ from mlapi.adapters.memory import (
     InMemoryUsage,
     InMemoryUserRepository,
 )
+from mlapi.adapters.sql import user_lists
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.application.preparation import (
@@ -27,6 +28,7 @@ from mlapi.domain.usage import UsageRepository
 from mlapi.testing import StorageContract, UserRepositoryContract
 from mlapi.testing.managers import ManagersContract
 from mlapi.testing.usage import UsageRepositoryContract
+from mlapi.testing.user_lists import ActivityListContract, UserListContract
 
 
 class TestInMemoryStorage(StorageContract):
@@ -43,6 +45,19 @@ class TestSqlStorage(StorageContract):
         # A schema on PostgreSQL. The other tests use the default schema.
         namespace = None if url.get_backend_name() == "sqlite" else "Model-Users"
         return lambda: SqlStorage(Database(url, namespace=namespace))
+
+
+class TestSqliteListsOfManyUsers(UserListContract, ActivityListContract):
+    """If an indexed filter matches too many users, SQLite reads the users in the order of the list."""
+
+    @pytest.fixture
+    def storage(self, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> Storage:
+        monkeypatch.setattr(user_lists, "MAX_SORTED_USERS", 0)
+        return SqlStorage(sqlite_database)
+
+    @pytest.fixture
+    def repository(self, storage: Storage) -> UserRepository:
+        return storage.users
 
 
 class TestPreparedRepository(UserRepositoryContract):

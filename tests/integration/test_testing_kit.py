@@ -30,6 +30,7 @@ from mlapi import (
     UserRepository,
     Users,
 )
+from mlapi.domain.ports import LinkRepository
 from mlapi.entrypoints.guard import GuardMiddleware
 from mlapi.testing import (
     InMemoryTokens,
@@ -149,7 +150,12 @@ def test_fakes_implement_the_ports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("port", "fake"), [(UserRepository, UnavailableRepository()), (AuditTrail, UnavailableRepository.audit)]
+    ("port", "fake"),
+    [
+        (UserRepository, UnavailableRepository()),
+        (AuditTrail, UnavailableRepository.audit),
+        (LinkRepository, UnavailableRepository.links),
+    ],
 )
 def test_every_method_of_an_unavailable_fake_raises(port: type, fake: object) -> None:
     methods = [name for name, _ in inspect.getmembers(port, inspect.isfunction) if not name.startswith("_")]

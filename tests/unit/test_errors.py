@@ -24,7 +24,15 @@ from mlapi import (
     UserPendingError,
     UserReferencedError,
 )
-from mlapi.domain.errors import FieldError, UserChangedError
+from mlapi.domain.errors import (
+    FieldError,
+    LinkNotAllowedError,
+    LinkNotFoundError,
+    ManagerExistsError,
+    ManagerNotFoundError,
+    TooManyApiKeysError,
+    UserChangedError,
+)
 
 MESSAGES: list[tuple[MlapiError, str]] = [
     (UserExistsError(7), "user 7 already has this username"),
@@ -32,6 +40,12 @@ MESSAGES: list[tuple[MlapiError, str]] = [
     (PasswordChangedError(7), "the password of user 7 was changed concurrently"),
     (UserChangedError(7), "user 7 was changed concurrently"),
     (ApiKeyNotFoundError("0123456789abcdef"), "this API key does not exist"),
+    (TooManyApiKeysError(7, 5), "user 7 already has 5 API keys, which is the maximum: remove one first"),
+    (ManagerExistsError("alice"), "manager alice already exists: choose another name, or remove that manager first"),
+    (ManagerNotFoundError("alice"), "manager alice does not exist: check the name in the list of managers"),
+    (LinkNotFoundError(), "the link is unknown, was used or ended, or has expired: ask for a new one"),
+    (LinkNotAllowedError(7, "pending"), "user 7 is pending: enable the user before you make a link"),
+    (LinkNotAllowedError(7, "active"), "the e-mail address of user 7 needs no verification"),
     (
         ChangeRejectedError(None, "a constraint failed"),
         "the database rejects this change, check the constraints and triggers on its tables: a constraint failed",

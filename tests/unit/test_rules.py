@@ -419,6 +419,19 @@ def test_repr_of_a_policy_hides_its_lists() -> None:
     assert repr(policy) == "PasswordPolicy(min_chars=1)"
 
 
+def test_password_rules_are_described_for_users() -> None:
+    policy = PasswordPolicy(min_chars=8, common=frozenset({"letmein!"}), words=frozenset({"acme"}))
+    any_characters = "Any characters, including spaces. Long passwords are safer than complicated ones."
+
+    assert PasswordPolicy().describe() == [any_characters]
+    assert policy.describe() == [
+        "At least 8 characters.",
+        "Not a common password, such as one from a list of leaked passwords.",
+        "Not only words such as password, user or admin.",
+        any_characters,
+    ]
+
+
 # --- the user
 
 

@@ -136,9 +136,13 @@ class UserListContract:
         repository.apply([SetEnabled(user_id=users[5].id, enabled=False, at=NOON)])
 
         def found(descending: bool, **fields: Any) -> list[int]:
-            matching = UserFilter(**fields, at=NOON)
-            page = repository.list_sorted("expires", descending=descending, limit=9, matching=matching)
-            return [int(listed.user.username[-1]) for listed in page]
+            options: Any = {"descending": descending, "matching": UserFilter(**fields, at=NOON)}
+            everyone = repository.list_sorted("expires", limit=9, **options)
+            for index, listed in enumerate(everyone):
+                position = ListPosition.of("expires", listed)
+                assert repository.list_sorted("expires", after=position, limit=9, **options) == everyone[index + 1 :]
+                assert repository.list_sorted("expires", before=position, limit=9, **options) == everyone[:index]
+            return [int(listed.user.username[-1]) for listed in everyone]
 
         assert found(False, state="expired") == [2, 1]
         assert found(True, state="expired") == [1, 2]
