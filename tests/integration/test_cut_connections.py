@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
 
 import attrs
 import httpx2
@@ -241,13 +240,3 @@ def test_work_of_a_write_is_repeated_only_before_its_commit(
         database.write(work)
 
     assert calls == 3
-
-
-def test_connection_in_use_is_closed_when_it_returns_to_a_disposed_pool(postgres_database: Database) -> None:
-    with postgres_database.reading() as connection:
-        driver_connection: Any = connection.connection.driver_connection
-        postgres_database.pools.dispose()
-        was_open = not driver_connection.closed
-
-    assert was_open
-    assert driver_connection.closed

@@ -642,6 +642,26 @@ def test_connection_to_a_file_replaced_during_use_is_closed(
     assert repository.find_principals_nowait([ada.id]) == [ada]
 
 
+def test_connection_in_use_is_closed_when_it_returns_to_a_disposed_pool(database: Database) -> None:
+    with database.reading() as connection:
+        driver_connection: Any = connection.connection.driver_connection
+        database.pools.dispose()
+        driver_connection.execute("SELECT 1")
+
+    with pytest.raises(database.engine.dialect.loaded_dbapi.Error, match="closed"):
+        driver_connection.execute("SELECT 1")
+
+
+def test_disposed_pool_lets_waiting_threads_connect_at_once(url: URL) -> None:
+    with Database(url, max_connections=1, timeout_seconds=30) as database, ThreadPoolExecutor() as threads:
+        with database.reading():
+            waiting = threads.submit(database.read, lambda connection: connection.scalar(text("SELECT 1")))
+            time.sleep(0.1)  # until it waits for the connection
+            database.pools.dispose()
+
+        assert waiting.result(timeout=10) == 1
+
+
 def test_write_to_a_removed_database_file_raises_an_error(sqlite_database: Database, sqlite_url: URL) -> None:
     repository = SqlUserRepository(sqlite_database)
     registered(repository)

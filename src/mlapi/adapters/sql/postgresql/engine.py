@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
+from mlapi.adapters.sql.closing_pool import ClosingPool
 from mlapi.adapters.sql.postgresql.errors import has_lost_connection
 from mlapi.adapters.sql.postgresql.namespaces import OPTION
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
@@ -25,24 +25,6 @@ if TYPE_CHECKING:
 
 _abandoned: list[object] = []
 """Keeps inherited connections from being finalized in a forked child."""
-
-
-class _ClosingPool(QueuePool):
-    """A pool that also closes the connections that are in use when it is disposed of, as soon as they are returned.
-
-    SQLAlchemy would keep them open in a pool that nobody uses, until they are garbage collected.
-    """
-
-    _is_disposed = False
-
-    def dispose(self) -> None:
-        self._is_disposed = True
-        super().dispose()
-
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        super()._do_return_conn(record)
-        if self._is_disposed:
-            super().dispose()
 
 
 def create(
@@ -92,7 +74,7 @@ def create(
             },
             execution_options={} if namespace is None else {OPTION: namespace},
             hide_parameters=True,
-            poolclass=_ClosingPool,
+            poolclass=ClosingPool,
             pool_size=max_connections,
             max_overflow=0,
             pool_timeout=timeout_seconds,

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
+from mlapi.adapters.sql.closing_pool import ClosingPool
 from mlapi.adapters.sql.sqlite import connections, files
 
 BEGIN_OPTION = "mlapi_sqlite_begin"
@@ -18,7 +19,12 @@ BEGIN_OPTION = "mlapi_sqlite_begin"
 def create(url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
     """Create an engine whose connections commit durably and wait for locks no longer than the timeout."""
     engine = create_engine(
-        url, hide_parameters=True, pool_size=max_connections, max_overflow=0, pool_timeout=timeout_seconds
+        url,
+        hide_parameters=True,
+        poolclass=ClosingPool,
+        pool_size=max_connections,
+        max_overflow=0,
+        pool_timeout=timeout_seconds,
     )
 
     configured_file = files.configured_file(url)
