@@ -8,13 +8,6 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("REQUEST_ID", default=None)
-
-
-def generate_request_id() -> str:
-    """Return 64 random bits in hex, to find the log lines and audit entries of one request."""
-    return f"{random.getrandbits(64):016x}"
-
-
 """The id of the current request, or None outside a request."""
 
 Format = Literal["text", "json"]
@@ -23,6 +16,11 @@ _ACCESS_LOG_FIELDS = ("client", "method", "path", "version", "status")
 _UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access")
 
 _logger = logging.getLogger("mlapi")
+
+
+def generate_request_id() -> str:
+    """Return 64 random bits in hex, to find the log lines and audit entries of one request."""
+    return f"{random.getrandbits(64):016x}"
 
 
 class JsonFormatter(logging.Formatter):
