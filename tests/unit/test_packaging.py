@@ -106,6 +106,16 @@ def test_import_loads_no_heavy_libraries_and_writes_no_files(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_application_imports_mail_libraries_only_to_send_mail(tmp_path: Path) -> None:
+    libraries = "jinja2 smtplib email.headerregistry"
+    code = (
+        "import sys, mlapi.entrypoints.application, mlapi.bootstrap.exports;"
+        f" print(sorted(sys.modules.keys() & set('{libraries}'.split())))"
+    )
+
+    assert run_python(code, tmp_path) == ["[]"]
+
+
 def test_fakes_import_neither_pytest_nor_heavy_libraries(tmp_path: Path) -> None:
     heavy = "alembic argon2 click cryptography httpx2 jwt limits msgspec pytest sqlalchemy starlette uvicorn yaml"
     code = f"import sys, mlapi.testing; print(sorted(sys.modules.keys() & set('{heavy}'.split())))"

@@ -1,13 +1,15 @@
-"""Compose the parts that send mail."""
+"""Compose the parts that send mail.
+
+The libraries for mail are imported on first use, because most processes send none.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
-from mlapi.adapters.mail_templates import TemplateComposer
-from mlapi.adapters.smtp import NOT_ENCRYPTED, SmtpServer, SmtpTransport
 from mlapi.application.mail_sender import MailResult, MailSender
 from mlapi.bootstrap.service import Service
 from mlapi.bootstrap.storages import open_storage
@@ -16,6 +18,10 @@ from mlapi.config.mail import parse_mail_url, parse_sender
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.mail import Mail, MailError
 from mlapi.domain.outbox import OutboxStatus
+
+if TYPE_CHECKING:
+    from mlapi.adapters.mail_templates import TemplateComposer
+    from mlapi.adapters.smtp import SmtpTransport
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _TEST_SUBJECT, _TEST_TEXT = "Test of mlapi", "mlapi can send mail.\n"
@@ -51,7 +57,7 @@ def sending_mail(
         yield sender
 
 
-def make_transport(settings: Settings) -> SmtpTransport:
+def make_transport(settings: Settings) -> "SmtpTransport":
     """Return the connection to the configured mail server. It connects on first use.
 
     Raises:
@@ -59,11 +65,15 @@ def make_transport(settings: Settings) -> SmtpTransport:
     """
     if settings.mail.url is None:
         raise ConfigurationError("mail is not configured: set mail.url and mail.from")
+    from mlapi.adapters.smtp import SmtpServer, SmtpTransport  # noqa: PLC0415 - see the module's docstring
+
     server = SmtpServer(**attrs.asdict(parse_mail_url(settings.mail.url)))
     return SmtpTransport(server, parse_sender(settings.mail.from_ or ""))
 
 
-def _make_composer(settings: Settings) -> TemplateComposer:
+def _make_composer(settings: Settings) -> "TemplateComposer":
+    from mlapi.adapters.mail_templates import TemplateComposer  # noqa: PLC0415 - see the module's docstring
+
     folder = settings.mail.templates
     return TemplateComposer(None if folder is None else Path(folder))
 
@@ -105,6 +115,8 @@ def check_mail(settings: Settings) -> MailCheck:
     Raises:
         ConfigurationError: if mail is not configured.
     """
+    from mlapi.adapters.smtp import NOT_ENCRYPTED  # noqa: PLC0415 - see the module's docstring
+
     transport, server = make_transport(settings), parse_mail_url(settings.mail.url or "")
     connection, error = None, None
     try:

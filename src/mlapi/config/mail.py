@@ -1,7 +1,7 @@
 """Parse and validate the settings of mail. Error messages never show ``mail.url``, which may contain a password."""
 
 import re
-from email.headerregistry import Address
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import attrs
@@ -9,6 +9,9 @@ import attrs
 from mlapi.config.settings import MailSettings, Settings
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.rules import find_email_error, has_invisible
+
+if TYPE_CHECKING:
+    from email.headerregistry import Address
 
 _PORTS = {"smtp": 25, "smtps": 465}
 _SUBMISSION_PORT = 587
@@ -75,7 +78,7 @@ def _url_error(advice: str) -> ConfigurationError:
     return ConfigurationError(f"mail.url must look like {_FORM}: {advice}")
 
 
-def parse_sender(text: str) -> Address:
+def parse_sender(text: str) -> "Address":
     """Return the address in ``mail.from``, with its display name.
 
     Raises:
@@ -87,6 +90,8 @@ def parse_sender(text: str) -> Address:
         raise ConfigurationError(
             "mail.from must be an address, such as mlapi@example.com or Model API <api@example.com>"
         )
+    from email.headerregistry import Address  # noqa: PLC0415 - takes 8 ms, so import it only if mail is configured
+
     local, _, domain = address.rpartition("@")
     return Address(name, local, domain)
 
