@@ -1,27 +1,18 @@
 """Handlers that check requests for proxies, and set forgotten passwords."""
 
 from http import HTTPStatus
-from typing import TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.http.handlers.registry import handler
-from mlapi.entrypoints.http.handlers.request_parts import (
-    decode_body,
-    get_credential,
-    get_runtime,
-)
+from mlapi.entrypoints.http.handlers.request_parts import decode_body, get_credential, get_runtime
 from mlapi.entrypoints.http.middleware import delayed_error_response
 from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.wire import queries, requests, responses
-from mlapi.entrypoints.wire.error_responses import (
-    proxy_error_response,
-)
+from mlapi.entrypoints.wire.error_responses import proxy_error_response
 from mlapi.entrypoints.wire.responses import Response
-
-T = TypeVar("T")
 
 
 @handler

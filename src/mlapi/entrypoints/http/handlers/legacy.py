@@ -2,7 +2,6 @@
 
 from functools import partial
 from http import HTTPStatus
-from typing import TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -23,18 +22,10 @@ from mlapi.entrypoints.http.managers import find_manager
 from mlapi.entrypoints.http.middleware import MANAGER, delayed_error_response
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.wire import requests, responses
-from mlapi.entrypoints.wire.error_responses import (
-    BEARER_CHALLENGE,
-    http_error_response,
-    oauth_error_response,
-)
-from mlapi.entrypoints.wire.errors import (
-    MissingCredentialError,
-)
+from mlapi.entrypoints.wire.error_responses import BEARER_CHALLENGE, http_error_response, oauth_error_response
+from mlapi.entrypoints.wire.errors import MissingCredentialError
 from mlapi.entrypoints.wire.headers import FORM, JSON, validate_content_headers
 from mlapi.entrypoints.wire.responses import Response
-
-T = TypeVar("T")
 
 
 @handler

@@ -1,11 +1,11 @@
 """Handlers for users and their own account."""
 
-from typing import TypeVar
-
 from starlette.requests import Request
 
+from mlapi.application.users import Users
 from mlapi.domain.actors import Actor
 from mlapi.domain.credentials import ApiKeyId
+from mlapi.domain.users import User
 from mlapi.entrypoints.http.handlers.registry import handler
 from mlapi.entrypoints.http.handlers.request_parts import (
     decode_body,
@@ -15,14 +15,11 @@ from mlapi.entrypoints.http.handlers.request_parts import (
     parse_days,
     read_usage,
 )
+from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.wire import requests, responses
-from mlapi.entrypoints.wire.errors import (
-    OwnApiKeysDisabledError,
-)
+from mlapi.entrypoints.wire.errors import OwnApiKeysDisabledError
 from mlapi.entrypoints.wire.responses import Response
-
-T = TypeVar("T")
 
 
 @handler
@@ -50,7 +47,7 @@ async def change_password(request: Request) -> Response:
 async def end_own_tokens(request: Request) -> Response:
     runtime = get_runtime(request)
     user = await find_user_with_token(request)
-    users = runtime.users.as_actor(Actor.from_user_id(user.id, REQUEST_ID.get()))
+    users = _users_as(user, runtime)
     return responses.tokens_ended(await runtime.executor.apply(users.prepare_end_tokens(user_id=user.id)))
 
 
@@ -68,7 +65,7 @@ async def add_own_api_key(request: Request) -> Response:
     if not runtime.own_api_keys:
         raise OwnApiKeysDisabledError
     body = await decode_body(request, requests.AddApiKeyRequest)
-    users = runtime.users.as_actor(Actor.from_user_id(user.id, REQUEST_ID.get()))
+    users = _users_as(user, runtime)
     command, secret = users.prepare_api_key(
         user_id=user.id, name=body.name, expires_datetime=body.expires_at, limit=runtime.own_api_keys
     )
@@ -79,7 +76,7 @@ async def add_own_api_key(request: Request) -> Response:
 async def remove_own_api_key(request: Request) -> Response:
     runtime = get_runtime(request)
     user = await find_user_with_token(request)
-    users = runtime.users.as_actor(Actor.from_user_id(user.id, REQUEST_ID.get()))
+    users = _users_as(user, runtime)
     command = users.prepare_remove_api_key(ApiKeyId(request.path_params["key_id"]), owner=user.id)
     return responses.api_key_removed(await runtime.executor.apply(command))
 
@@ -89,3 +86,8 @@ async def own_usage(request: Request) -> Response:
     runtime = get_runtime(request)
     user = await runtime.guard.identify(get_credential(request))
     return await runtime.executor.read_own(user.id, read_usage, runtime.usage, user.id, parse_days(request))
+
+
+def _users_as(user: User, runtime: Runtime) -> Users:
+    """Return the users, with this user as the actor in the audit trail."""
+    return runtime.users.as_actor(Actor.from_user_id(user.id, REQUEST_ID.get()))

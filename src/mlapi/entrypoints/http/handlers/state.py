@@ -1,22 +1,14 @@
 """Handlers that report usage, changes, metrics and health."""
 
 from functools import partial
-from typing import TypeVar
 
 from starlette.requests import Request
 
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.http.handlers.registry import handler
-from mlapi.entrypoints.http.handlers.request_parts import (
-    get_runtime,
-    get_user_id,
-    parse_days,
-    read_usage,
-)
+from mlapi.entrypoints.http.handlers.request_parts import get_runtime, get_user_id, parse_days, read_usage
 from mlapi.entrypoints.wire import queries, reports, responses
 from mlapi.entrypoints.wire.responses import Response
-
-T = TypeVar("T")
 
 
 @handler

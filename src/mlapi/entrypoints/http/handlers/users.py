@@ -1,7 +1,5 @@
 """Handlers for managers: users and their API keys."""
 
-from typing import TypeVar
-
 from starlette.requests import Request
 
 from mlapi.application.usage_reports import find_last_seen
@@ -20,13 +18,9 @@ from mlapi.entrypoints.http.user_lists import list_sorted
 from mlapi.entrypoints.http.user_lists import list_users as find_users
 from mlapi.entrypoints.wire import queries, requests, responses, user_lists
 from mlapi.entrypoints.wire.bulk import BulkRequest
-from mlapi.entrypoints.wire.errors import (
-    MAX_BULK_BODY_BYTES,
-)
+from mlapi.entrypoints.wire.errors import MAX_BULK_BODY_BYTES
 from mlapi.entrypoints.wire.headers import validate_content_headers
 from mlapi.entrypoints.wire.responses import Response
-
-T = TypeVar("T")
 
 
 @handler
@@ -67,9 +61,8 @@ async def change_users(request: Request) -> Response:
     content = await read_body(request, max_bytes=MAX_BULK_BODY_BYTES)
     body = requests.decode(content, BulkRequest, max_bytes=MAX_BULK_BODY_BYTES)
     change, users = body.get_change(), users_as_manager(request)
-    repeated = users.as_actor(
-        users.actor.repeated()
-    )  # lists of the audit trail can fold all changes into the first one
+    # Lists of the audit trail can fold all changes into the first one.
+    repeated = users.as_actor(users.actor.repeated())
     commands = [
         change.prepare(repeated if number else users, UserId(user_id)) for number, user_id in enumerate(body.user_ids)
     ]

@@ -1,24 +1,12 @@
 """Operations that authenticate users, check their requests, or set forgotten passwords."""
 
-from mlapi.domain.errors import (
-    ChangeRejectedError,
-    LinkNotFoundError,
-    TooManyAttemptsError,
-)
+from mlapi.domain.errors import ChangeRejectedError, LinkNotFoundError, TooManyAttemptsError
 from mlapi.domain.plans import RequestLimitReachedError
 from mlapi.entrypoints.wire import examples, responses
-from mlapi.entrypoints.wire.callers import (
-    ANYONE,
-    USERS,
-)
+from mlapi.entrypoints.wire.callers import ANYONE, USERS
 from mlapi.entrypoints.wire.operation import Operation
-from mlapi.entrypoints.wire.queries import (
-    VERIFY_PARAMETERS,
-)
-from mlapi.entrypoints.wire.requests import (
-    PasswordLinkRequest,
-    PasswordResetRequest,
-)
+from mlapi.entrypoints.wire.queries import VERIFY_PARAMETERS
+from mlapi.entrypoints.wire.requests import PasswordLinkRequest, PasswordResetRequest
 from mlapi.entrypoints.wire.responses import Message
 
 ACCESS_OPERATIONS = (

@@ -11,20 +11,10 @@ from mlapi.domain.errors import (
     UserReferencedError,
 )
 from mlapi.entrypoints.wire import examples, responses
-from mlapi.entrypoints.wire.callers import (
-    ADMINS,
-    ANYONE,
-    ANYONE_IF_REGISTRATION_IS_OPEN,
-    USERS_EVEN_DISABLED,
-)
+from mlapi.entrypoints.wire.callers import ADMINS, ANYONE, ANYONE_IF_REGISTRATION_IS_OPEN, USERS_EVEN_DISABLED
 from mlapi.entrypoints.wire.errors import UnsupportedGrantTypeError
 from mlapi.entrypoints.wire.operation import Form, Operation
-from mlapi.entrypoints.wire.requests import (
-    TOKEN_PATH_PREFIX,
-    LoginForm,
-    LoginRequest,
-    ManagedRegisterRequest,
-)
+from mlapi.entrypoints.wire.requests import TOKEN_PATH_PREFIX, LoginForm, LoginRequest, ManagedRegisterRequest
 from mlapi.entrypoints.wire.responses import Message, UserMessage
 
 LEGACY_OPERATIONS = (

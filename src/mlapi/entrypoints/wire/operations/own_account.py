@@ -10,19 +10,11 @@ from mlapi.domain.errors import (
     UserNotFoundError,
 )
 from mlapi.entrypoints.wire import examples, reports, responses
-from mlapi.entrypoints.wire.callers import (
-    USERS,
-    USERS_WITH_TOKEN,
-)
+from mlapi.entrypoints.wire.callers import USERS, USERS_WITH_TOKEN
 from mlapi.entrypoints.wire.errors import OwnApiKeysDisabledError
 from mlapi.entrypoints.wire.operation import Operation
-from mlapi.entrypoints.wire.queries import (
-    DAYS_PARAMETERS,
-)
-from mlapi.entrypoints.wire.requests import (
-    AddApiKeyRequest,
-    ChangePasswordRequest,
-)
+from mlapi.entrypoints.wire.queries import DAYS_PARAMETERS
+from mlapi.entrypoints.wire.requests import AddApiKeyRequest, ChangePasswordRequest
 from mlapi.entrypoints.wire.responses import Message, UserMessage
 
 OWN_ACCOUNT_OPERATIONS = (

@@ -1,21 +1,10 @@
 """Operations that report usage, changes, metrics and health."""
 
-from mlapi.domain.errors import (
-    SearchUnavailableError,
-    UserNotFoundError,
-)
+from mlapi.domain.errors import SearchUnavailableError, UserNotFoundError
 from mlapi.entrypoints.wire import examples, reports, responses
-from mlapi.entrypoints.wire.callers import (
-    ANYONE,
-    ANYONE_IF_METRICS_ARE_OPEN,
-    VIEWERS,
-)
+from mlapi.entrypoints.wire.callers import ANYONE, ANYONE_IF_METRICS_ARE_OPEN, VIEWERS
 from mlapi.entrypoints.wire.operation import Operation
-from mlapi.entrypoints.wire.queries import (
-    AUDIT_PARAMETERS,
-    DAYS_PARAMETERS,
-    USAGE_PARAMETERS,
-)
+from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, DAYS_PARAMETERS, USAGE_PARAMETERS
 from mlapi.entrypoints.wire.responses import Message
 
 STATE_OPERATIONS = (

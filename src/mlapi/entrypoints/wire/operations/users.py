@@ -10,20 +10,10 @@ from mlapi.domain.errors import (
 )
 from mlapi.entrypoints.wire import examples, responses, user_lists
 from mlapi.entrypoints.wire.bulk import BulkRequest
-from mlapi.entrypoints.wire.callers import (
-    ADMINS,
-    VIEWERS,
-)
+from mlapi.entrypoints.wire.callers import ADMINS, VIEWERS
 from mlapi.entrypoints.wire.operation import Operation
-from mlapi.entrypoints.wire.queries import (
-    USERS_PARAMETERS,
-)
-from mlapi.entrypoints.wire.requests import (
-    AddApiKeyRequest,
-    InviteRequest,
-    SetPasswordRequest,
-    UpdateUserRequest,
-)
+from mlapi.entrypoints.wire.queries import USERS_PARAMETERS
+from mlapi.entrypoints.wire.requests import AddApiKeyRequest, InviteRequest, SetPasswordRequest, UpdateUserRequest
 from mlapi.entrypoints.wire.responses import Message, UserMessage
 
 USERS_OPERATIONS = (
