@@ -100,11 +100,8 @@ class SessionRegistry:
         session = self.find(session_id)
         if session is None or session.manager is None:
             return None
-        if session.manager == ADMIN.name:
-            return ManagerSession(session, ADMIN) if session.epoch == admin_epoch else None
-        manager = self.managers.find(session.manager)
-        is_current = manager is not None and self._is_current(session, manager)
-        return ManagerSession(session, manager.identity) if manager is not None and is_current else None
+        manager = None if session.manager == ADMIN.name else self.managers.find(session.manager)
+        return self._find_current(session, manager, admin_epoch)
 
     def touch(self, session: Session) -> None:
         """Record that a session is in use, at most once per `TOUCH_SECONDS`. Ignore an unavailable database."""
@@ -117,16 +114,12 @@ class SessionRegistry:
         """Return the open sessions of a manager, or of all managers if ``name`` is None, most recently seen first."""
         now = self.clock()
         managers = {manager.name: manager for manager in self.managers.list_all()}
-        found = []
-        for session in self.sessions.list_by_manager(name, limit=MAX_LISTED):
-            manager = managers.get(session.manager or "")
-            if not session.is_open(now):
-                continue
-            if session.manager == ADMIN.name and session.epoch == admin_epoch:
-                found.append(ManagerSession(session, ADMIN))
-            elif manager is not None and self._is_current(session, manager):
-                found.append(ManagerSession(session, manager.identity))
-        return found
+        found = (
+            self._find_current(session, managers.get(session.manager or ""), admin_epoch)
+            for session in self.sessions.list_by_manager(name, limit=MAX_LISTED)
+            if session.is_open(now)
+        )
+        return [session for session in found if session is not None]
 
     def list_by_user(self, user_id: UserId, *, epoch: str) -> list[Session]:
         """Return the open sessions of a user, most recently seen first.
@@ -147,8 +140,15 @@ class SessionRegistry:
         """End all other sessions of the same manager or user. Return how many were ended."""
         return self.sessions.remove_others(session)
 
-    def _is_current(self, session: Session, manager: Manager) -> bool:
-        return manager.digest == session.epoch and not manager.has_expired(self.clock())
+    def _find_current(
+        self, session: Session, manager: Manager | None, admin_epoch: str | None
+    ) -> ManagerSession | None:
+        """Return an open session of a manager unless their token has changed since it started, or has expired."""
+        if session.manager == ADMIN.name:
+            return ManagerSession(session, ADMIN) if session.epoch == admin_epoch else None
+        if manager is None or manager.digest != session.epoch or manager.has_expired(self.clock()):
+            return None
+        return ManagerSession(session, manager.identity)
 
 
 class PreparedSessions:
