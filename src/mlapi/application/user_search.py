@@ -77,11 +77,10 @@ def read_sorted_page(
         page, has_next, has_previous = found[-limit:], True, has_more
     else:
         page, has_next, has_previous = found[:limit], has_more, after is not None
-    positions = [ListPosition.of(order, listed) for listed in page]
     return SortedPage(
         users=page,
-        next=positions[-1] if has_next and positions else None,
-        previous=positions[0] if has_previous and positions else None,
+        next=ListPosition.of(order, page[-1]) if has_next and page else None,
+        previous=ListPosition.of(order, page[0]) if has_previous and page else None,
     )
 
 
