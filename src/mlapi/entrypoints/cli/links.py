@@ -8,7 +8,6 @@ import msgspec
 
 from mlapi.application.users import Users
 from mlapi.bootstrap import Service
-from mlapi.domain.links import Link
 from mlapi.domain.users import User, UserId
 from mlapi.entrypoints.cli.operator import open_service_as_operator
 from mlapi.entrypoints.cli.output import UsageError, json_option
@@ -44,8 +43,8 @@ def users_link(user: str, *, reference: str | None, url: str | None, as_json: bo
     with open_service_as_operator() as service:
         base = _find_base(service, url)
         found = find_user(service.users, user, reference)
-        link, address = _add_link(service.users, found, base)
-    _show(f"made a link for {describe(found)}", link, address, PasswordLink(address, link.expires_datetime), as_json)
+        link = _add_link(service.users, found, base)
+    _show(f"made a link for {describe(found)}", link, as_json=as_json)
 
 
 @click.command("invite")
@@ -72,11 +71,11 @@ def users_invite(
     with open_service_as_operator(may_create=True) as service:
         base = _find_base(service, url)
         user = service.users.invite(username=username, email=email, **changes)
-        link, address = _add_link(service.users, user, base)
+        link = _add_link(service.users, user, base)
         is_mailed = service.settings.mail.url is not None
-    value = Invitation(address, link.expires_datetime, user_id=user.id, username=user.username)
+    invitation = Invitation(link.url, link.expires_at, user_id=user.id, username=user.username)
     done = f"registered {describe(user)}" + (", and the service will mail an invitation" if is_mailed else "")
-    _show(done, link, address, value, as_json)
+    _show(done, invitation, as_json=as_json)
 
 
 def _find_base(service: Service, url: str | None) -> str:
@@ -93,14 +92,14 @@ def _find_base(service: Service, url: str | None) -> str:
     return base.rstrip("/")
 
 
-def _add_link(users: Users, user: User, base: str) -> tuple[Link, str]:
+def _add_link(users: Users, user: User, base: str) -> PasswordLink:
     link, token = users.add_link(user_id=user.id)
-    return link, f"{base}{LINKS_PATH}/{token}"
+    return PasswordLink(f"{base}{LINKS_PATH}/{token}", link.expires_datetime)
 
 
-def _show(done: str, link: Link, address: str, value: PasswordLink, as_json: bool) -> None:  # noqa: FBT001 - internal
+def _show(done: str, link: PasswordLink, *, as_json: bool) -> None:
     if as_json:
-        click.echo(msgspec.json.encode(value))
+        click.echo(msgspec.json.encode(link))
         return
-    click.echo(f"{done}; the link is valid until {format_time(link.expires_datetime)} UTC and works once", err=True)
-    click.echo(address)
+    click.echo(f"{done}; the link is valid until {format_time(link.expires_at)} UTC and works once", err=True)
+    click.echo(link.url)
