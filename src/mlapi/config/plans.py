@@ -8,11 +8,9 @@ import attrs
 from mlapi.config.settings import MAX_ALLOWANCE, PlanSettings, Settings
 from mlapi.config.unknown_keys import unknown_key_error
 from mlapi.domain.errors import ConfigurationError
-from mlapi.domain.plans import Allowance, Measure, Plan, Plans, Window
+from mlapi.domain.plans import NO_PLAN, Allowance, Measure, Plan, Plans, Window
 
 _PLAN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-NO_PLAN = "none"
-"""On the command line, this name means no plan, so no plan may have it."""
 _KEYS = tuple(attrs.fields_dict(PlanSettings))
 
 

@@ -15,6 +15,8 @@ from mlapi.domain.errors import ConfigurationError, MlapiError
 
 Measure = Literal["requests", "units"]
 
+NO_PLAN = "none"
+"""In commands and queries, this name means users without a plan of their own, so no plan may have it."""
 LEASES_PER_ALLOWANCE = 20
 """A lease is an allowance divided by this number. See `mlapi.domain.allowances`."""
 

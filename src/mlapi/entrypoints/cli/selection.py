@@ -11,9 +11,9 @@ import attrs
 import click
 
 from mlapi.application.users import Users
-from mlapi.config.plans import NO_PLAN
 from mlapi.domain.commands import UpdateUser, UserChange, UserCommand
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
+from mlapi.domain.plans import NO_PLAN
 from mlapi.domain.rules import UserFilter
 from mlapi.domain.users import User, UserId, UserState, utc_now
 from mlapi.entrypoints.cli.output import EXIT_PARTIAL, CommandError, UsageError, show

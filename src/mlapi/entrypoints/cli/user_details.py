@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import click
 
-from mlapi.config.plans import NO_PLAN
 from mlapi.domain.expiry import Extension
 from mlapi.domain.metadata import Metadata
+from mlapi.domain.plans import NO_PLAN
 from mlapi.entrypoints.cli.output import command_errors
 from mlapi.entrypoints.cli.times import ExpiryTime
 

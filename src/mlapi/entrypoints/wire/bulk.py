@@ -10,11 +10,11 @@ from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.expiry import parse_extension
 from mlapi.entrypoints.wire.fields import (
     BULK_ACTIONS,
-    BULK_ACTIONS_TEXT,
     BulkActionName,
     ExtensionText,
     PlanName,
     UserIds,
+    describe_choices,
 )
 from mlapi.entrypoints.wire.requests import RequestBody
 
@@ -42,7 +42,7 @@ class BulkRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
         InvalidFieldsError.raise_for(
             [
                 ("user_ids", _find_ids_error(self.user_ids)),
-                ("action", None if self.action in BULK_ACTIONS else f"must be {BULK_ACTIONS_TEXT}"),
+                ("action", None if self.action in BULK_ACTIONS else f"must be {describe_choices(BULK_ACTIONS)}"),
                 ("plan", _find_presence_error("set_plan", self.action, is_given=self.plan is not UNSET)),
                 (
                     "expires_at",

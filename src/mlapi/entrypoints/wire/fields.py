@@ -1,5 +1,6 @@
 """The types of the fields of request bodies, with their descriptions for OpenAPI."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, get_args
 
@@ -136,7 +137,6 @@ UserIds = Annotated[
     ),
 ]
 BULK_ACTIONS: tuple[str, ...] = get_args(BulkAction)
-BULK_ACTIONS_TEXT = f"{', '.join(BULK_ACTIONS[:-1])} or {BULK_ACTIONS[-1]}"
 BulkActionName = Annotated[str, _field("What to do with each user.", "disable", enum=list(BULK_ACTIONS))]
 ExtensionText = Annotated[
     str,
@@ -146,6 +146,11 @@ ExtensionText = Annotated[
         pattern=_EXTENSION,
     ),
 ]
+
+
+def describe_choices(names: Sequence[str]) -> str:
+    """Return a text such as ``enable, disable or remove``."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def decode_expiry(_field_type: type[Any], value: object) -> NewExpiry:

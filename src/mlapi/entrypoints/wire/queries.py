@@ -14,6 +14,7 @@ from mlapi.domain.actors import MAX_ACTOR_CHARS
 from mlapi.domain.audit import EVERY_ENTRY, Action, AuditFilter, AuditId
 from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.domain.lists import ListPosition
+from mlapi.domain.plans import NO_PLAN
 from mlapi.domain.rules import (
     EVERY_USER,
     MAX_EMAIL_CHARS,
@@ -25,6 +26,7 @@ from mlapi.domain.rules import (
 from mlapi.domain.usage import DayRange, UsagePosition
 from mlapi.domain.users import UserId, UserOrder, UserState, to_utc
 from mlapi.entrypoints.wire.errors import MAX_QUERY_BYTES
+from mlapi.entrypoints.wire.fields import describe_choices
 from mlapi.entrypoints.wire.list_positions import decode_position
 from mlapi.entrypoints.wire.requests import parse_permission, parse_user_id
 
@@ -336,13 +338,11 @@ _DATE_ERROR = "must be a date such as 2030-01-31"
 ACTIONS: tuple[str, ...] = get_args(Action)
 LIST_ORDERS: tuple[UserOrder, ...] = ("id", "name", "created", "expires", "seen", "usage")
 """The orders that an index supports."""
-_ORDERS_TEXT = f"{', '.join(LIST_ORDERS[:-1])} or {LIST_ORDERS[-1]}, with a leading - for the reverse order"
-NO_PLAN = "none"
-"""The value of ``plan`` for users without a plan of their own. No plan can have this name."""
+_ORDERS_TEXT = f"{describe_choices(LIST_ORDERS)}, with a leading - for the reverse order"
 STATES: tuple[str, ...] = get_args(UserState)
 USERS_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "enabled": lambda text: None if text in {"0", "1"} else "must be 0 or 1",
-    "state": lambda text: None if text in STATES else f"must be {', '.join(STATES[:-1])} or {STATES[-1]}",
+    "state": lambda text: None if text in STATES else f"must be {describe_choices(STATES)}",
     "expires_before": _find_time_error,
     "metadata": lambda _text: "must name a key, as in metadata.customer",  # see METADATA_PREFIX
     "q": _find_search_error,
@@ -358,7 +358,7 @@ VERIFY_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
 }
 AUDIT_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "user_id": _find_id_error,
-    "action": lambda text: None if text in ACTIONS else f"must be {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]}",
+    "action": lambda text: None if text in ACTIONS else f"must be {describe_choices(ACTIONS)}",
     "actor": lambda text: find_text_error(text, MAX_ACTOR_CHARS),
     "since": _find_time_error,
     "until": _find_time_error,
