@@ -22,11 +22,13 @@ from mlapi.application.preparation import (
     prepare_managers_on_first_use,
     prepare_on_first_use,
 )
+from mlapi.application.sessions import PreparedSessions
 from mlapi.domain.managers import Managers
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import UsageRepository
 from mlapi.testing import StorageContract, UserRepositoryContract
 from mlapi.testing.managers import ManagersContract
+from mlapi.testing.sessions import SessionsContract
 from mlapi.testing.usage import UsageRepositoryContract
 from mlapi.testing.user_lists import ActivityListContract, UserListContract
 
@@ -74,6 +76,14 @@ class TestPreparedManagers(ManagersContract):
     @pytest.fixture
     def managers(self, audit: InMemoryAuditTrail) -> Managers:
         return prepare_managers_on_first_use(InMemoryManagers(audit), Preparation(lambda: None))
+
+
+class TestPreparedSessions(SessionsContract):
+    @pytest.fixture
+    def storage(self, monkeypatch: pytest.MonkeyPatch) -> Storage:
+        storage = InMemoryStorage()
+        monkeypatch.setattr(storage, "sessions", PreparedSessions(storage.sessions, Preparation(lambda: None)))
+        return storage
 
 
 class TestPreparedUsage(UsageRepositoryContract):

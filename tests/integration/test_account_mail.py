@@ -115,6 +115,27 @@ def test_forgotten_passwords_are_limited_per_address(http: TestClient, outbox: I
     assert len(queued(outbox)) == MAX_REQUESTS_PER_ADDRESS
 
 
+@pytest.mark.parametrize("name", ["ada", "ada@example.com", "nobody"])
+def test_api_answers_a_password_reset_the_same_for_everyone(
+    http: TestClient, outbox: InMemoryOutbox, ada: User, name: str
+) -> None:
+    response = http.post("/password-reset", json={"username": name})
+
+    assert (response.status_code, response.json()) == (
+        202,
+        {"message": "If this user exists, they get a mail with a link"},
+    )
+    assert response.headers["cache-control"] == "no-store"
+    assert queued(outbox) == [("password_reset", None, name)]
+
+
+def test_password_reset_without_mail_is_not_found(users: Users) -> None:
+    with asgi_client(create_app(users, LOCAL_MODE, in_memory_access(users))) as http:
+        response = http.post("/password-reset", json={"username": "ada"})
+
+    assert (response.status_code, response.json()) == (404, {"message": "Not Found"})
+
+
 def test_forgotten_password_page_needs_mail(users: Users) -> None:
     with asgi_client(create_app(users, LOCAL_MODE, in_memory_access(users))) as http:
         page = open_page(http, "/account/forgotten-password")

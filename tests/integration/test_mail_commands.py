@@ -14,9 +14,11 @@ from mlapi.config import load_settings
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.outbox import QueuedMail
 from mlapi.domain.users import UserId, utc_now
+from mlapi.entrypoints.application import create_app
 from mlapi.entrypoints.cli import doctor
 from mlapi.entrypoints.http.metrics import Metrics
 from tests.command_line import mlapi
+from tests.contract.test_http import asgi_client
 from tests.mail_server import Behavior, MailServer
 from tests.waiting import wait_until
 
@@ -165,6 +167,17 @@ def test_mail_is_sent_while_the_service_is_open(mail_server: MailServer) -> None
         wait_until(lambda: results == ["sent"])
 
     assert "ada@example.com" in [delivery.recipient for delivery in mail_server.deliveries()]
+
+
+def test_service_sends_mail_and_reports_the_queue(mail_server: MailServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_METRICS__OPEN", "true")
+    with asgi_client(create_app()) as http:
+        queue(QueuedMail.for_user("password_reset", None, utc_now(), recipient="nobody"))
+        with open_service(load_settings()) as service:
+            wait_until(lambda: service.outbox.list_page(limit=9) == [])
+        metrics = http.get("/metrics").text
+
+    assert "mlapi_mails_queued 0.0" in metrics
 
 
 def test_nothing_runs_without_a_mail_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from mlapi.adapters.memory import (
     InMemoryAttempts,
     InMemoryAuditTrail,
     InMemoryManagers,
+    InMemorySessions,
     InMemoryStorage,
     InMemoryUsage,
     InMemoryUserRepository,
@@ -30,6 +31,7 @@ from mlapi.application.preparation import (
     prepare_managers_on_first_use,
     prepare_on_first_use,
 )
+from mlapi.application.sessions import PreparedSessions
 from mlapi.domain.allowances import Draw
 from mlapi.domain.managers import NonblockingManagers
 from mlapi.domain.plans import Window
@@ -38,6 +40,7 @@ from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import UserId
 from mlapi.testing.managers import added
 from mlapi.testing.samples import registered
+from mlapi.testing.sessions import new_session
 from mlapi.testing.usage import row
 
 Open = Callable[[URL], Database]
@@ -211,6 +214,19 @@ def test_managers_are_prepared_before_their_first_use() -> None:
 
     assert managers.find("alice") == alice
     assert managers.find_many_nowait([alice.token_id]) == [alice]
+
+
+def test_sessions_are_prepared_before_their_first_use() -> None:
+    session = new_session(manager="alice")
+    sessions = PreparedSessions(InMemorySessions(), Preparation(FailingAtFirst()))
+
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+        sessions.find(session.id)
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+        sessions.add(session)
+    sessions.add(session)
+
+    assert sessions.find(session.id) == session
 
 
 def test_prepared_managers_gain_no_nonblocking_lookup() -> None:

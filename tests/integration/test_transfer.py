@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import bcrypt
@@ -660,6 +661,23 @@ def test_slow_batch_is_encrypted_with_the_newest_key(folder: Path, monkeypatch: 
     assert offsets == [2, 5]
     assert importing.summary == Summary(imported=6)
     assert [newest_cipher.matches("battery", value) for value in stored] == [True] * 6
+
+
+def test_slow_batch_keeps_users_without_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(monotonic=time.monotonic)
+    monkeypatch.setattr(user_import, "time", clock)
+
+    def rows() -> Iterator[Row]:
+        for number in range(6):
+            if number == 5:  # the first batch is prepared, but not stored yet
+                clock.monotonic = lambda: time.monotonic() + user_import.COMMIT_TIMEOUT_SECONDS
+            yield Row(number, number, {"username": f"user{number}", "email": "a@example.com", "stored_password": ""})
+
+    users = Users(InMemoryUserRepository(), FernetCipher([new_key(), KEY], SALT))
+    importing = UserImport(users, lambda: FernetCipher([KEY], SALT), NoRejects(), actor=Actor(), threads=1)
+    list(importing.run(rows()))
+
+    assert [user.has_password for user in users.iterate_users()] == [False] * 6
 
 
 class InterruptedInput(io.BytesIO):

@@ -1,5 +1,6 @@
 """Sorted and filtered lists of users over HTTP: orders, pages in both directions, and invalid parameters."""
 
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -164,6 +165,12 @@ def test_position_survives_a_round_trip_as_text(order: UserOrder, value: Any) ->
     position = ListPosition(value, UserId(7))
 
     assert decode_position(order, encode_position(order, position)) == position
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"{}", b"7", b'["id",7]', b'["id",7,7,7]', b'["id",7.5,7]', b"\xff"])
+def test_text_that_is_no_position_is_rejected(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"position|decode"):
+        decode_position("id", urlsafe_b64encode(content).decode("ascii"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mlapi.application.deadlines import start_deadline
 from mlapi.application.limits import Limiter
 from mlapi.domain.errors import RepositoryUnavailableError, ServiceUnavailableError
 from mlapi.domain.plans import Allowance, RequestLimitReachedError, Window
-from tests.limited_world import MINUTE_60, UNITS, USER, World, make_user
+from tests.limited_world import MINUTE_60, UNITS, USER, World, count_admitted, make_user
 from tests.waiting import wait_until
 
 
@@ -69,6 +69,17 @@ def test_concurrent_requests_get_exactly_the_allowance(async_limiter: AsyncLimit
 
     assert asyncio.run(admit_all()) == [True] * 60 + [False] * 140
     assert len(world.draws) == 21
+
+
+def test_reading_the_limits_counts_no_request(async_limiter: AsyncLimiter, limiter: Limiter, world: World) -> None:
+    async def read() -> tuple[int, int]:
+        (before,) = await async_limiter.read(USER)
+        count_admitted(limiter, 60)
+        (after,) = await async_limiter.read(USER)
+        return before.remaining, after.remaining
+
+    assert asyncio.run(read()) == (60, 0)
+    assert world.used(MINUTE_60) == 60
 
 
 def test_requests_of_several_users_share_a_transaction(async_limiter: AsyncLimiter, world: World) -> None:

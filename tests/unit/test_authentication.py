@@ -36,7 +36,8 @@ from mlapi import (
     Users,
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
-from mlapi.application.authentication import VerifiedLogin
+from mlapi.application.authentication import LoginFlow, VerifiedLogin
+from mlapi.application.executors import InlineExecutor
 from mlapi.application.inline import run_inline
 from mlapi.bootstrap import async_guard
 from mlapi.domain.attempts import Attempt
@@ -226,6 +227,19 @@ def is_accepted(guard: Guard, credential: str) -> bool:
 
 
 # --- logins
+
+
+def test_password_of_a_user_who_took_the_name_is_rejected(
+    authenticator: Authenticator, users: Users, ada: User
+) -> None:
+    logins = LoginFlow(authenticator, InlineExecutor(users))
+    users.update(user_id=ada.id, username="ada-2")
+    users.register(username="ada", password=NEW_PASSWORD, email="ada@example.org")
+    renamed = users.get(ada.id)
+
+    with pytest.raises(InvalidCredentialsError):  # the session was opened before the change
+        run_inline(logins.check_password(user=ada, password=NEW_PASSWORD, address=HOME))
+    run_inline(logins.check_password(user=renamed, password=PASSWORD, address=HOME))
 
 
 def test_passwords_do_not_expire(authenticator: Authenticator, ada: User, clock: SettableClock) -> None:

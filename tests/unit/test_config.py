@@ -26,6 +26,7 @@ from mlapi.config import (
     load_settings,
 )
 from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.users import Pending
 from tests.sample_settings import (
     ALL_SECRETS,
     CANARY,
@@ -533,6 +534,19 @@ def test_registrations_are_limited_by_default_only_in_production(
     limits = RegistrationLimitSettings(per_address=per_address)
 
     assert Settings(profile=profile, registrations=limits).registrations_per_address == expected
+
+
+@pytest.mark.parametrize(
+    ("verify_email", "approval", "pending"),
+    [
+        (False, False, None),
+        (True, False, "email"),
+        (False, True, "approval"),
+        (True, True, "email_then_approval"),
+    ],
+)
+def test_new_users_wait_for_what_the_settings_ask(verify_email: bool, approval: bool, pending: Pending | None) -> None:
+    assert RegistrationSettings(verify_email=verify_email, approval=approval).pending == pending
 
 
 def test_settings_are_immutable() -> None:

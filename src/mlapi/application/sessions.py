@@ -121,17 +121,6 @@ class SessionRegistry:
         )
         return [session for session in found if session is not None]
 
-    def list_by_user(self, user_id: UserId, *, epoch: str) -> list[Session]:
-        """Return the open sessions of a user, most recently seen first.
-
-        Args:
-            user_id: the id of the user.
-            epoch: the user's current ``token_epoch``.
-        """
-        now = self.clock()
-        found = self.sessions.list_by_user(user_id, limit=MAX_LISTED)
-        return [session for session in found if session.is_open(now) and session.epoch == epoch]
-
     def end(self, session_id: SessionId) -> bool:
         """End a session. Return whether it existed."""
         return self.sessions.remove(session_id)
