@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam
 
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.purging import purge_statement
 from mlapi.adapters.sql.tables import attempts
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.errors import RepositoryUnavailableError
@@ -15,6 +16,7 @@ from mlapi.domain.errors import RepositoryUnavailableError
 _PURGE_INTERVAL_SECONDS = 10.0
 _PURGE_BATCH_ROWS = 1000
 _MAX_PURGE_BATCHES = 50  # enough to keep up: each attempt costs a password hash, so they are added more slowly
+_PURGE = purge_statement(attempts, attempts.c.expires_at <= bindparam("now"))
 
 _logger = logging.getLogger("mlapi")
 
@@ -57,16 +59,9 @@ class SqlAttempts:
         if now - self._purged_at < _PURGE_INTERVAL_SECONDS:
             return
         self._purged_at = now
-        expired = (
-            select(attempts.c.id)
-            .where(attempts.c.expires_at <= now)
-            .limit(_PURGE_BATCH_ROWS)
-            .with_for_update(skip_locked=True)
-        )
-        purge = delete(attempts).where(attempts.c.id.in_(expired))
         try:
             for _ in range(_MAX_PURGE_BATCHES):
-                purged = self._database.write(lambda connection: connection.execute(purge).rowcount)
+                purged = self._database.execute(_PURGE, {"now": now, "limit": _PURGE_BATCH_ROWS})
                 if purged < _PURGE_BATCH_ROWS:
                     break
         except RepositoryUnavailableError as error:

@@ -10,7 +10,6 @@ from sqlalchemy import (
     Date,
     Select,
     bindparam,
-    delete,
     func,
     literal_column,
     select,
@@ -21,6 +20,7 @@ from sqlalchemy import (
 
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
+from mlapi.adapters.sql.purging import purge_statement
 from mlapi.adapters.sql.rows import AUDIT_COLUMNS, read_audit_entry
 from mlapi.adapters.sql.tables import RARE_ACTORS_UNFOLDED, audit
 from mlapi.domain.actors import ANYONE
@@ -34,14 +34,7 @@ _COUNT_PER_DAY = (
     .group_by(_DAY, audit.c.action)
     .order_by(_DAY, audit.c.action)
 )
-_OLDEST = (
-    select(audit.c.id)
-    .where(audit.c.at < bindparam("before"))
-    .order_by(audit.c.at, audit.c.id)
-    .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)  # another process may be purging too
-)
-_PURGE = delete(audit).where(audit.c.id.in_(_OLDEST))
+_PURGE = purge_statement(audit, audit.c.at < bindparam("before"), audit.c.at, audit.c.id)
 _NEWEST_BEFORE = select(audit.c.id).where(audit.c.at < bindparam("time")).order_by(audit.c.at.desc(), audit.c.id.desc())
 _OLDEST_FROM = select(audit.c.id).where(audit.c.at >= bindparam("time")).order_by(audit.c.at, audit.c.id)
 _IS_UNFOLDED = audit.c.bulk_id == literal_column("''")
@@ -104,9 +97,7 @@ class SqlAuditTrail:
         return [DailyCount(*row) for row in rows]
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        return self._database.write(
-            lambda connection: connection.execute(_PURGE, {"before": before, "limit": limit}).rowcount
-        )
+        return self._database.execute(_PURGE, {"before": before, "limit": limit})
 
 
 def _is_possible(matching: AuditFilter) -> bool:

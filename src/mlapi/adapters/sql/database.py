@@ -1,12 +1,12 @@
 """Run transactions in a database, and translate its errors."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection
+from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, UpdateBase
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -128,6 +128,12 @@ class Database:
 
         with self._operation(writes=True):
             return self._retrying(attempt)
+
+    def execute(
+        self, statement: UpdateBase, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> int:
+        """Execute a statement like `write`, for one or several rows. Return the number of rows that it changed."""
+        return self.write(lambda connection: connection.execute(statement, parameters).rowcount)
 
     def browse(self, work: Callable[[Connection], T]) -> T:
         """Like `read`, but for pages and searches by admins: use separate connections, and allow interruptions.

@@ -2,23 +2,17 @@
 
 from datetime import datetime
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, select
 
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.principals import is_storable_key_id
+from mlapi.adapters.sql.purging import purge_statement
 from mlapi.adapters.sql.rows import LINK_COLUMNS, read_link
 from mlapi.adapters.sql.tables import links
 from mlapi.domain.links import Link, LinkId
 
 _SELECT = select(*LINK_COLUMNS).where(links.c.id == bindparam("by_id"))
-_EXPIRED = (
-    select(links.c.id)
-    .where(links.c.expires_datetime < bindparam("before"))
-    .order_by(links.c.expires_datetime)
-    .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)  # another process may be purging too
-)
-_PURGE = delete(links).where(links.c.id.in_(_EXPIRED))
+_PURGE = purge_statement(links, links.c.expires_datetime < bindparam("before"), links.c.expires_datetime)
 
 
 class SqlLinks:
@@ -38,6 +32,4 @@ class SqlLinks:
         return None if row is None else read_link(row)
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        return self._database.write(
-            lambda connection: connection.execute(_PURGE, {"before": before, "limit": limit}).rowcount
-        )
+        return self._database.execute(_PURGE, {"before": before, "limit": limit})

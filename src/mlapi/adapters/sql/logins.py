@@ -3,29 +3,22 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import bindparam, delete, select, tuple_
+from sqlalchemy import bindparam, select
 
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.principals import is_storable_user_id
+from mlapi.adapters.sql.purging import purge_statement
 from mlapi.adapters.sql.tables import logins, users
 from mlapi.domain.logins import Login
 from mlapi.domain.users import UserId
 
-_PRIMARY_KEY = (logins.c.user_id, logins.c.at)
 _RECENT = (
     select(logins.c.user_id, logins.c.at, logins.c.address)
     .where(logins.c.user_id == bindparam("by_user_id"))
     .order_by(logins.c.at.desc())
     .limit(bindparam("limit"))
 )
-_OLDEST = (
-    select(*_PRIMARY_KEY)
-    .where(logins.c.at < bindparam("before"))
-    .order_by(logins.c.at, logins.c.user_id)
-    .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)  # another process may be purging too
-)
-_PURGE = delete(logins).where(tuple_(*_PRIMARY_KEY).in_(_OLDEST))
+_PURGE = purge_statement(logins, logins.c.at < bindparam("before"), logins.c.at, logins.c.user_id)
 # Lock the user as a foreign key would: a transaction that removes the user then also removes these rows.
 _EXISTING = (
     select(
@@ -57,7 +50,7 @@ class SqlLogins:
             if is_storable_user_id(login.user_id)
         ]
         if rows:
-            self._database.write(lambda connection: connection.execute(self._insert, rows).rowcount)
+            self._database.execute(self._insert, rows)
 
     def list_recent(self, user_id: UserId, *, limit: int) -> list[Login]:
         if not is_storable_user_id(user_id):
@@ -67,6 +60,4 @@ class SqlLogins:
         return [Login(*row) for row in rows]
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        return self._database.write(
-            lambda connection: connection.execute(_PURGE, {"before": before, "limit": limit}).rowcount
-        )
+        return self._database.execute(_PURGE, {"before": before, "limit": limit})

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, inser
 
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.principals import is_storable_text
+from mlapi.adapters.sql.purging import purge_statement
 from mlapi.adapters.sql.rows import MAIL_COLUMNS, inserted_columns, read_mail
 from mlapi.adapters.sql.tables import outbox
 from mlapi.domain.outbox import MailId, OutboxStatus, QueuedMail
@@ -36,14 +37,9 @@ _POSTPONE = update(outbox).where(_IS_CLAIMED).values(due_datetime=bindparam("due
 _STATUS = select(func.count(outbox.c.due_datetime), func.count())
 _OLDEST = select(func.min(outbox.c.created_datetime)).where(outbox.c.due_datetime.is_not(None))
 _LAST_ERROR = select(outbox.c.error).where(outbox.c.error.is_not(None)).order_by(outbox.c.id.desc()).limit(1)
-_OLD = (
-    select(outbox.c.id)
-    .where(outbox.c.due_datetime.is_(None), outbox.c.created_datetime < bindparam("before"))
-    .order_by(outbox.c.id)
-    .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)  # another process may be purging too
+_PURGE = purge_statement(
+    outbox, outbox.c.due_datetime.is_(None) & (outbox.c.created_datetime < bindparam("before")), outbox.c.id
 )
-_PURGE = delete(outbox).where(outbox.c.id.in_(_OLD))
 
 
 class SqlOutbox:
@@ -87,7 +83,7 @@ class SqlOutbox:
 
     def postpone(self, mail: QueuedMail, *, due: datetime | None, error: str) -> None:
         parameters = {**_claimed(mail), "due": due, "reason": error}
-        self._database.write(lambda connection: connection.execute(_POSTPONE, parameters))
+        self._database.execute(_POSTPONE, parameters)
 
     def list_page(self, *, after: MailId | None = None, limit: int) -> list[QueuedMail]:
         page = select(*MAIL_COLUMNS).order_by(outbox.c.id.desc()).limit(limit)
@@ -100,7 +96,7 @@ class SqlOutbox:
             return 0
         selected: ColumnElement[bool] = outbox.c.due_datetime.is_(None) if mail_id is None else outbox.c.id == mail_id
         statement = update(outbox).where(selected).values(created_datetime=now, due_datetime=now)
-        return self._database.write(lambda connection: connection.execute(statement).rowcount)
+        return self._database.execute(statement)
 
     def read_status(self) -> OutboxStatus:
         def read(connection: Connection) -> OutboxStatus:
@@ -115,9 +111,7 @@ class SqlOutbox:
         return self._database.browse(read)
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        return self._database.write(
-            lambda connection: connection.execute(_PURGE, {"before": before, "limit": limit}).rowcount
-        )
+        return self._database.execute(_PURGE, {"before": before, "limit": limit})
 
 
 def _add(connection: Connection, mails: Sequence[QueuedMail]) -> None:

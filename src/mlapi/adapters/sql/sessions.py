@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
+from mlapi.adapters.sql.purging import purge_statement
 from mlapi.adapters.sql.rows import SESSION_COLUMNS, dict_writer, read_session
 from mlapi.adapters.sql.tables import sessions
 from mlapi.domain.sessions import Session, SessionId
@@ -19,13 +20,7 @@ _TOUCH = (
     update(sessions).where(_WITH_ID, sessions.c.seen_datetime < bindparam("at")).values(seen_datetime=bindparam("at"))
 )
 _REMOVE = delete(sessions).where(_WITH_ID)
-_OLDEST = (
-    select(sessions.c.id)
-    .where(sessions.c.expires_datetime < bindparam("before"))
-    .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)  # another process may be purging too
-)
-_PURGE = delete(sessions).where(sessions.c.id.in_(_OLDEST))
+_PURGE = purge_statement(sessions, sessions.c.expires_datetime < bindparam("before"))
 
 _row = dict_writer(Session, sessions)
 
@@ -41,7 +36,7 @@ class SqlSessions:
         self._database = database
 
     def add(self, session: Session) -> None:
-        self._database.write(lambda connection: connection.execute(insert(sessions), _row(session)).rowcount)
+        self._database.execute(insert(sessions), _row(session))
 
     def find(self, session_id: SessionId) -> Session | None:
         if not is_storable_text(session_id):
@@ -51,22 +46,17 @@ class SqlSessions:
 
     def touch(self, session_id: SessionId, at: datetime) -> None:
         if is_storable_text(session_id):
-            parameters = {"by_id": session_id, "at": at}
-            self._database.write(lambda connection: connection.execute(_TOUCH, parameters).rowcount)
+            self._database.execute(_TOUCH, {"by_id": session_id, "at": at})
 
     def remove(self, session_id: SessionId) -> bool:
-        if not is_storable_text(session_id):
-            return False
-        return bool(
-            self._database.write(lambda connection: connection.execute(_REMOVE, {"by_id": session_id}).rowcount)
-        )
+        return is_storable_text(session_id) and self._database.execute(_REMOVE, {"by_id": session_id}) > 0
 
     def remove_others(self, session: Session) -> int:
         is_owner = (
             sessions.c.user_id == session.user_id if session.manager is None else sessions.c.manager == session.manager
         )
         others = delete(sessions).where(is_owner, sessions.c.id != session.id)
-        return self._database.write(lambda connection: connection.execute(others).rowcount)
+        return self._database.execute(others)
 
     def list_by_manager(self, name: str | None, *, limit: int) -> list[Session]:
         if name is None:
@@ -77,8 +67,7 @@ class SqlSessions:
         return self._list(sessions.c.user_id == user_id, limit) if is_storable_user_id(user_id) else []
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        parameters = {"before": before, "limit": limit}
-        return self._database.write(lambda connection: connection.execute(_PURGE, parameters).rowcount)
+        return self._database.execute(_PURGE, {"before": before, "limit": limit})
 
     def _list(self, condition: ColumnElement[Any], limit: int) -> list[Session]:
         page = _LIST.where(condition).limit(limit)

@@ -4,24 +4,18 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, delete, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, func, select, tuple_
 
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.principals import is_storable_user_id
+from mlapi.adapters.sql.purging import purge_statement
 from mlapi.adapters.sql.rows import USAGE_COLUMNS, read_usage
 from mlapi.adapters.sql.tables import usage
 from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRow, UserTotal
 from mlapi.domain.users import MAX_USER_ID, UserId
 
 _POSITION = (usage.c.day, usage.c.user_id, usage.c.key_id)
-_OLDEST = (
-    select(*_POSITION)
-    .where(usage.c.day < bindparam("before"))
-    .order_by(*_POSITION)
-    .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)  # another process may be purging too
-)
-_PURGE = delete(usage).where(tuple_(*_POSITION).in_(_OLDEST))
+_PURGE = purge_statement(usage, usage.c.day < bindparam("before"), *_POSITION)
 
 _TOTAL_REQUESTS = func.sum(usage.c.requests)
 _TOTAL = (usage.c.user_id, _TOTAL_REQUESTS, func.sum(usage.c.units), func.max(usage.c.seen_datetime))
@@ -115,9 +109,7 @@ class SqlUsage:
         return {UserId(user_id): seen for user_id, seen in rows}
 
     def purge(self, *, before: date, limit: int) -> int:
-        return self._database.write(
-            lambda connection: connection.execute(_PURGE, {"before": before, "limit": limit}).rowcount
-        )
+        return self._database.execute(_PURGE, {"before": before, "limit": limit})
 
 
 def _may_exist(user_id: UserId | None) -> bool:
