@@ -203,9 +203,7 @@ def _update(connection: "BoundedConnection", updates: Mapping[int, UserUpdate], 
 
 def _change_all(connection: "BoundedConnection", changes: Mapping[int, UpdateUser], outcomes: Outcomes) -> None:
     """Apply commands for different users that change no name."""
-    ids = [command.user_id for command in changes.values() if principals.is_storable_user_id(command.user_id)]
-    found = map(rows.read_user, connection.execute(sql.LOCKED_USERS, {"ids": ids}, binary=True).fetchall())
-    locked = {user.id: user for user in found}
+    locked = _lock_and_read(connection, [command.user_id for command in changes.values()])
     new_rows, moved = [], []
     for position, command in changes.items():
         user = locked.get(command.user_id)
@@ -220,13 +218,18 @@ def _change_all(connection: "BoundedConnection", changes: Mapping[int, UpdateUse
         _remove_links(connection, moved)
 
 
+def _lock_and_read(connection: "BoundedConnection", user_ids: Sequence[UserId]) -> dict[UserId, User]:
+    """Lock users in the order of their ids, and return those that exist."""
+    storable = [user_id for user_id in user_ids if principals.is_storable_user_id(user_id)]
+    found = connection.execute(sql.LOCKED_USERS, {"ids": storable}, binary=True).fetchall()
+    return {user.id: user for user in map(rows.read_user, found)}
+
+
 def _change(connection: "BoundedConnection", command: UpdateUser) -> Outcome:
-    if not principals.is_storable_user_id(command.user_id):
+    user = _lock_and_read(connection, [command.user_id]).get(command.user_id)
+    if user is None:
         return UserNotFoundError(command.user_id)
-    found = connection.execute(sql.LOCKED_USER, {"id": command.user_id}, binary=True).fetchall()
-    if not found:
-        return UserNotFoundError(command.user_id)
-    change = command.apply_to(rows.read_user(found[0]))
+    change = command.apply_to(user)
     if isinstance(change, UserChangedError):
         return change
     holder = _change_row(connection, statements.change_row(command, change.after))
@@ -239,16 +242,13 @@ def _change(connection: "BoundedConnection", command: UpdateUser) -> Outcome:
 
 def _apply_to_link(connection: "BoundedConnection", command: LinkCommand) -> Outcome:
     """Lock the user, so that concurrent commands for links of one user take turns, and apply the command."""
-    found: Sequence[Row] = ()
-    if principals.is_storable_user_id(command.user_id):
-        found = connection.execute(sql.LOCKED_USER, {"id": command.user_id}, binary=True).fetchall()
-    user = rows.read_user(found[0]) if found else None
+    user = _lock_and_read(connection, [command.user_id]).get(command.user_id)
     if isinstance(command, AddLink):
         outcome = UserNotFoundError(command.user_id) if user is None else command.apply_to(user)
         if isinstance(outcome, Link):
             _execute(connection, sql.ADD_LINK, [outcome])
         return outcome
-    found = ()
+    found: Sequence[Row] = ()
     if principals.is_storable_key_id(command.link_id):
         found = connection.execute(sql.LINK_BY_ID, {"id": command.link_id}, binary=True).fetchall()
     redeemed = command.apply_to(rows.read_link(found[0]) if found else None, user)

@@ -60,6 +60,7 @@ from mlapi.domain.links import Link
 from mlapi.domain.outbox import QueuedMail
 from mlapi.domain.usage import MAX_COUNT
 
+_IDS = bindparam("ids", type_=ARRAY(BigInteger))
 _DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy does not type it
 
 
@@ -114,8 +115,7 @@ def _compile_remove_api_keys() -> bytes:
 
 
 def _compile_remove_rows_of_users() -> bytes:
-    ids = bindparam("ids", type_=ARRAY(BigInteger))
-    deletions = [delete(table).where(table.c.user_id == any_(ids)) for table in REMOVED_WITH_USER]
+    deletions = [delete(table).where(table.c.user_id == any_(_IDS)) for table in REMOVED_WITH_USER]
     others = [deletion.cte(f"removed_{number}") for number, deletion in enumerate(deletions[:-1])]
     return _compile(deletions[-1].add_cte(*others))
 
@@ -156,8 +156,7 @@ def _compile_add_api_key() -> bytes:
 
 
 def _compile_lock_users() -> bytes:
-    ids = bindparam("ids", type_=ARRAY(BigInteger))
-    return _compile(select(users.c.id).where(users.c.id == any_(ids)).order_by(users.c.id).with_for_update())
+    return _compile(select(users.c.id).where(users.c.id == any_(_IDS)).order_by(users.c.id).with_for_update())
 
 
 def _compile_insert(source: type[attrs.AttrsInstance], table: Table) -> bytes:
@@ -265,21 +264,15 @@ UPDATE_USER = {command: _compile_update(template) for command, template in USER_
 REGISTER = _compile_register()
 IDS_BY_USERNAME_KEY = _compile_ids_by_username_key()
 LOCK_USERS = _compile_lock_users()
-LOCKED_USER = _compile(select(*USER_COLUMNS).where(users.c.id == bindparam("id", type_=BigInteger)).with_for_update())
-LOCKED_USERS = _compile(
-    select(*USER_COLUMNS)
-    .where(users.c.id == any_(bindparam("ids", type_=ARRAY(BigInteger))))
-    .order_by(users.c.id)
-    .with_for_update()
-)
+LOCKED_USERS = _compile(select(*USER_COLUMNS).where(users.c.id == any_(_IDS)).order_by(users.c.id).with_for_update())
 CHANGE_USER = _compile_update(statements.CHANGE_USER)
 REMOVE_USER = _compile_remove_users()
 REMOVE_ROWS_OF_USERS = _compile_remove_rows_of_users()
 ADD_LINK = _compile_insert(Link, links)
 LINK_BY_ID = _compile(select(*LINK_COLUMNS).where(links.c.id == bindparam("id")))
 REDEEM_LINK = _compile_update(statements.REDEEM_LINK)
-REMOVE_LINKS = _compile(delete(links).where(links.c.user_id == any_(bindparam("ids", type_=ARRAY(BigInteger)))))
-USERS_BY_IDS = _compile(select(*USER_COLUMNS).where(users.c.id == any_(bindparam("ids", type_=ARRAY(BigInteger)))))
+REMOVE_LINKS = _compile(delete(links).where(links.c.user_id == any_(_IDS)))
+USERS_BY_IDS = _compile(select(*USER_COLUMNS).where(users.c.id == any_(_IDS)))
 USERS_BY_USERNAME_KEYS = _compile(
     select(users.c.username_key, *USER_COLUMNS).where(
         users.c.username_key == any_(bindparam("keys", type_=ARRAY(String)))
