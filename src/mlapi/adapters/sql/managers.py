@@ -1,7 +1,8 @@
 """Managers in SQLite or PostgreSQL."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import attrs
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
@@ -56,10 +57,7 @@ class SqlManagers:
         return self._database.write(work)
 
     def find_many(self, token_ids: Sequence[ManagerTokenId]) -> list[Manager | None]:
-        return self._in_order(
-            token_ids,
-            self._database.read_batch(partial(self._database.dialect.find_managers, token_ids=_storable(token_ids))),
-        )
+        return self._find_many(token_ids, self._database.read_batch)
 
     def find(self, name: str) -> Manager | None:
         if not is_storable_text(name):
@@ -70,8 +68,11 @@ class SqlManagers:
     def list_all(self) -> list[Manager]:
         return list(self._database.read(list_managers))
 
-    @staticmethod
-    def _in_order(token_ids: Sequence[ManagerTokenId], found: Sequence[Manager]) -> list[Manager | None]:
+    def _find_many(
+        self, token_ids: Sequence[ManagerTokenId], read: Callable[[Callable[[Any], list[Manager]]], list[Manager]]
+    ) -> list[Manager | None]:
+        storable = [token_id for token_id in token_ids if is_storable_key_id(token_id)]
+        found = read(partial(self._database.dialect.find_managers, token_ids=storable))
         by_token_id = {manager.token_id: manager for manager in found}
         return [by_token_id.get(token_id) for token_id in token_ids]
 
@@ -96,14 +97,9 @@ class SqliteManagers(SqlManagers):
     """`Managers` in SQLite. They are also `NonblockingManagers`: reads are fast enough for an event loop."""
 
     def find_many_nowait(self, token_ids: Sequence[ManagerTokenId]) -> list[Manager | None]:
-        find = partial(self._database.dialect.find_managers, token_ids=_storable(token_ids))
-        return self._in_order(token_ids, self._database.read_nowait(find))
+        return self._find_many(token_ids, self._database.read_nowait)
 
 
 def list_managers(connection: Connection) -> tuple[Manager, ...]:
     """Return all managers, sorted by name, regardless of the collation of the database."""
     return tuple(sorted(map(read_manager, connection.execute(_SELECT)), key=lambda manager: manager.name))
-
-
-def _storable(token_ids: Sequence[ManagerTokenId]) -> list[ManagerTokenId]:
-    return [token_id for token_id in token_ids if is_storable_key_id(token_id)]
