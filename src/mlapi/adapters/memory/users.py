@@ -118,16 +118,16 @@ class InMemoryLinks:
         return self._links.get(link_id)
 
     def remove_of_user(self, user_id: UserId) -> None:
-        self._remove([link for link in self._links.values() if link.user_id == user_id])
+        with self._lock:
+            for link in [link for link in self._links.values() if link.user_id == user_id]:
+                del self._links[link.id]
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        return self._remove([link for link in self._links.values() if link.expires_datetime < before][:limit])
-
-    def _remove(self, links: Sequence[Link]) -> int:
         with self._lock:
-            for link in links:
-                self._links.pop(link.id, None)
-        return len(links)
+            old = [link.id for link in self._links.values() if link.expires_datetime < before][:limit]
+            for link_id in old:
+                del self._links[link_id]
+            return len(old)
 
 
 class InMemoryUserRepository:
@@ -211,8 +211,7 @@ class InMemoryUserRepository:
             return [user for user in self._users.values() if fold(user.username).startswith(prefix)][:limit]
 
     def find_by_email(self, email: str, *, limit: int) -> list[User]:
-        with self._lock:
-            return [user for user in self._users.values() if user.email.lower() == email.lower()][:limit]
+        return self._select(UserFilter(email=email))[:limit]
 
     def count(self, matching: UserFilter = EVERY_USER, *, limit: int | None = None) -> int:
         count = len(self._select(matching))
