@@ -231,10 +231,6 @@ class JournaledManagers(InMemoryManagers):
         super().__init__(audit)
         self._journal = journal
 
-    def replay(self, command: ManagerCommand) -> None:
-        """Apply a command that was read from the journal."""
-        super().apply(command)
-
     def apply(self, command: ManagerCommand) -> ManagerOutcome:
         with self._journal.append([command]):
             return super().apply(command)
@@ -274,10 +270,10 @@ class JournaledUserRepository(InMemoryUserRepository):
             elif isinstance(entry, Purge):
                 InMemoryAuditTrail.purge(self.audit, before=entry.before, limit=entry.limit)
             elif isinstance(entry, ManagerCommand):
-                self.managers.replay(entry)
+                InMemoryManagers.apply(self.managers, entry)
             elif isinstance(entry, PurgeLinks):
                 InMemoryLinks.purge(self.links, before=entry.before, limit=entry.limit)
-            elif not isinstance(entry, PurgeUsage | UsageRow | SetFingerprint | TimedDraw | ChangeOutbox):
+            elif not isinstance(entry, PurgeUsage | UsageRow | SetFingerprint | TimedDraw):
                 super().apply([entry])
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:

@@ -2,8 +2,8 @@
 
 It meets the contract for a single process: commands are on disk before `apply` returns. It has limitations. Only one
 process can open the file. All users are kept in memory. The file only grows, so it still contains the stored passwords
-and e-mail addresses of removed users. Login attempts are counted in memory, so a restart resets the counts,
-and so are logins and sessions: a restart signs everybody out.
+and e-mail addresses of removed users. Login attempts, logins and sessions are only kept in memory: a restart resets
+the counts, forgets the logins and signs everyone out.
 """
 
 import threading

@@ -642,7 +642,7 @@ def test_connection_to_a_file_replaced_during_use_is_closed(
     assert repository.find_principals_nowait([ada.id]) == [ada]
 
 
-def test_connection_in_use_is_closed_when_it_returns_to_a_disposed_pool(database: Database) -> None:
+def test_disposed_pool_closes_connections_that_are_returned(database: Database) -> None:
     with database.reading() as connection:
         driver_connection: Any = connection.connection.driver_connection
         database.pools.dispose()
