@@ -120,7 +120,7 @@ class AddLink:
         if self.purpose == "change_email":
             InvalidFieldsError.raise_for([("email", find_email_error(new_email))])
 
-    def apply_to(self, user: User) -> "Link | LinkNotAllowedError":
+    def apply_to(self, user: User) -> Link | LinkNotAllowedError:
         if not _allows(self.purpose, user):
             return LinkNotAllowedError(user.id, user.state_at(self.at))
         return Link(
@@ -153,7 +153,7 @@ class RedeemLink:
     token_epoch: str = attrs.field(factory=generate_token_epoch, repr=False)
     actor: Actor = UNKNOWN_ACTOR
 
-    def apply_to(self, link: Link | None, user: User | None) -> "Redemption | LinkNotFoundError":
+    def apply_to(self, link: Link | None, user: User | None) -> Redemption | LinkNotFoundError:
         if (
             link is None
             or user is None

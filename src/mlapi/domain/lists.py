@@ -1,5 +1,6 @@
 """Lists of users: their order, the positions where pages begin and end, and how many users there are."""
 
+from collections.abc import Callable
 from datetime import date, datetime
 from typing import Self
 
@@ -25,6 +26,18 @@ class ListedUser:
     requests: int = 0
 
 
+_VALUES: dict[UserOrder, Callable[[ListedUser], Value | None]] = {
+    "id": lambda listed: listed.user.id,
+    "name": lambda listed: fold(listed.user.username),
+    "created": lambda listed: listed.user.created_datetime,
+    "updated": lambda listed: listed.user.updated_datetime,
+    "expires": lambda listed: listed.user.expires_datetime,
+    "seen": lambda listed: listed.seen_datetime,
+    "usage": lambda listed: listed.requests or None,
+}
+"""The value by which a list in each order is sorted."""
+
+
 @attrs.frozen
 class ListPosition:
     """The place of a user in a sorted list. The user may have been changed or removed since.
@@ -39,24 +52,7 @@ class ListPosition:
     @classmethod
     def of(cls, order: UserOrder, listed: ListedUser) -> Self:
         """Return the position of a user. Names are sorted in canonical form."""
-        user = listed.user
-        value: Value | None
-        match order:
-            case "id":
-                value = user.id
-            case "name":
-                value = fold(user.username)
-            case "created":
-                value = user.created_datetime
-            case "updated":
-                value = user.updated_datetime
-            case "expires":
-                value = user.expires_datetime
-            case "seen":
-                value = listed.seen_datetime
-            case "usage":
-                value = listed.requests or None
-        return cls(value, user.id)
+        return cls(_VALUES[order](listed), listed.user.id)
 
     def is_after(self, other: "ListPosition", *, descending: bool) -> bool:
         """Return whether this position comes after another one in a list."""

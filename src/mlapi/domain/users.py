@@ -100,7 +100,7 @@ class User:
     @property
     def has_password(self) -> bool:
         """False for an invited user who has not set a password yet."""
-        return self.password.value != NO_PASSWORD.value
+        return self.password != NO_PASSWORD
 
     @property
     def is_authenticated(self) -> bool:

@@ -22,8 +22,7 @@ from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
 from mlapi.adapters.sql.purging import purge_statement
 from mlapi.adapters.sql.rows import AUDIT_COLUMNS, read_audit_entry
-from mlapi.adapters.sql.tables import RARE_ACTORS_UNFOLDED, audit
-from mlapi.domain.actors import ANYONE
+from mlapi.adapters.sql.tables import FREQUENT_ACTORS, RARE_ACTORS_UNFOLDED, audit
 from mlapi.domain.audit import EVERY_ENTRY, MAX_CLOCK_DIFFERENCE, Action, AuditEntry, AuditFilter, AuditId, DailyCount
 from mlapi.domain.users import MAX_USER_ID, UserId
 
@@ -38,7 +37,6 @@ _PURGE = purge_statement(audit, audit.c.at < bindparam("before"), audit.c.at, au
 _NEWEST_BEFORE = select(audit.c.id).where(audit.c.at < bindparam("time")).order_by(audit.c.at.desc(), audit.c.id.desc())
 _OLDEST_FROM = select(audit.c.id).where(audit.c.at >= bindparam("time")).order_by(audit.c.at, audit.c.id)
 _IS_UNFOLDED = audit.c.bulk_id == literal_column("''")
-_FREQUENT_ACTORS = {"admin", ANYONE}
 
 
 class SqlAuditTrail:
@@ -129,7 +127,7 @@ def _page(
     """Return a query for the page. If no index fits the filter, combine one indexed query for each action."""
     order = audit.c.id.asc() if ascending else audit.c.id.desc()
     query = select(*AUDIT_COLUMNS).where(*conditions)
-    if matching.actor is not None and matching.is_folded and matching.actor not in _FREQUENT_ACTORS:
+    if matching.actor is not None and matching.is_folded and matching.actor not in FREQUENT_ACTORS:
         query = query.where(text(RARE_ACTORS_UNFOLDED))
     elif (matching.is_folded or matching.bulk_id) and matching.action is None and matching.user_id is None:
         pages = (query.where(audit.c.action == action).order_by(order).limit(limit) for action in get_args(Action))

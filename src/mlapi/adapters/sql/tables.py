@@ -25,6 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from mlapi.domain.actors import ANYONE
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware datetime in UTC. PostgreSQL stores it as a ``timestamptz``, SQLite as text without the zone."""
@@ -126,7 +128,9 @@ attempts = Table(
     Column("expires_at", Double, nullable=False, index=True),  # seconds since 1970
 )
 
-RARE_ACTORS_UNFOLDED = "bulk_id = '' AND actor NOT IN ('admin', 'anyone')"
+FREQUENT_ACTORS = ("admin", ANYONE)
+_FREQUENT_NAMES = ", ".join(f"'{name}'" for name in FREQUENT_ACTORS)
+RARE_ACTORS_UNFOLDED = f"bulk_id = '' AND actor NOT IN ({_FREQUENT_NAMES})"
 """The entries in the index of actors. A query must contain the same text to use it."""
 
 audit = Table(
