@@ -1,11 +1,38 @@
-"""A thread that writes collected data about once per interval, so that no request waits for a write."""
+"""Write collected data in a thread, about once per interval, so that no request waits for a write."""
 
 import threading
 import time
 from collections.abc import Callable
 from typing import final
 
+import attrs
+
+from mlapi.domain.errors import MlapiError, ReadOnlyRepositoryError
 from mlapi.forks import call_at_exit, call_in_children, new_lock, notice_fork
+
+
+@attrs.define(eq=False)
+class Outage:
+    """The time from the first failed write until one succeeds."""
+
+    error: MlapiError | None = None
+    """The latest error; None unless writes are failing."""
+    is_permanent: bool = False
+    """True if writes failed repeatedly because the account may only read. A failover may cause a single such error."""
+    retry_at_monotonic: float = float("-inf")
+
+    def begin(self, error: MlapiError, *, retry_seconds: float) -> bool:
+        """Remember the error. Return True if the previous write succeeded."""
+        is_new = self.error is None
+        self.is_permanent = isinstance(error, ReadOnlyRepositoryError) and isinstance(self.error, type(error))
+        self.error = error
+        self.retry_at_monotonic = time.monotonic() + retry_seconds
+        return is_new
+
+    @property
+    def is_waiting(self) -> bool:
+        """True until the next attempt is due."""
+        return time.monotonic() < self.retry_at_monotonic
 
 
 @final

@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import islice
 from typing import final
 
-from mlapi.application.background import WriterThread
+from mlapi.application.background import Outage, WriterThread
 from mlapi.application.preparation import Preparation
 from mlapi.domain.errors import MlapiError, ReadOnlyRepositoryError
 from mlapi.domain.logins import Login, Logins
@@ -67,8 +67,7 @@ class BackgroundLogins:
         self._dropped = 0
         self._minute = 0
         self._counts: Counter[UserId] = Counter()
-        self._error: MlapiError | None = None
-        self._retry_at_monotonic = float("-inf")
+        self._outage = Outage()
 
     def record(self, user_id: UserId, at: datetime, address: str) -> None:
         with self._lock:
@@ -83,14 +82,14 @@ class BackgroundLogins:
     def close(self) -> None:
         """Write the remaining logins before returning. Retry for a few seconds, but not in an outage."""
         self._thread.stop()
-        give_up_at = time.monotonic() + (CLOSING_SECONDS if self._error is None else 0)
+        give_up_at = time.monotonic() + (CLOSING_SECONDS if self._outage.error is None else 0)
         while self._write(is_last_chance=True) and time.monotonic() < give_up_at:
             time.sleep(_CLOSING_RETRY_SECONDS)
         with self._lock:
             lost = len(self._waiting)
             self._waiting.clear()
         if lost:
-            _logger.warning("%d logins were not recorded: %s", lost, self._error)
+            _logger.warning("%d logins were not recorded: %s", lost, self._outage.error)
 
     def _count(self, user_id: UserId, at: datetime) -> bool:
         """Count a login, and return whether the user is within the limit. The caller holds the lock."""
@@ -105,7 +104,7 @@ class BackgroundLogins:
         """Write the collected logins. Return whether some are left."""
         with self._write_lock:
             while self._waiting:
-                if not is_last_chance and time.monotonic() < self._retry_at_monotonic:
+                if not is_last_chance and self._outage.is_waiting:
                     return True
                 with self._lock:
                     batch = list(islice(self._waiting, MAX_BATCH_ROWS))
@@ -125,19 +124,17 @@ class BackgroundLogins:
 
     def _handle_error(self, error: MlapiError) -> None:
         is_read_only = isinstance(error, ReadOnlyRepositoryError)
-        if self._error is None:
+        if self._outage.begin(error, retry_seconds=RETRY_SECONDS):
             plan = "which are dropped until this account may write" if is_read_only else "and will retry"
             _logger.warning("cannot record logins, %s: %s", plan, error)
-        self._error = error
-        self._retry_at_monotonic = time.monotonic() + RETRY_SECONDS
         if is_read_only:
             with self._lock:
                 self._waiting.clear()
 
     def _end_outage(self) -> None:
-        if self._error is not None:
+        if self._outage.error is not None:
             _logger.info("logins are recorded again")
-        self._error, self._retry_at_monotonic = None, float("-inf")
+        self._outage = Outage()
         with self._lock:
             dropped, self._dropped = self._dropped, 0
         if dropped:

@@ -9,7 +9,7 @@ from typing import final
 
 import attrs
 
-from mlapi.application.background import WriterThread
+from mlapi.application.background import Outage, WriterThread
 from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import USE_RECORDING_INTERVAL, ApiKey, ApiKeyId
 from mlapi.domain.errors import MlapiError, ReadOnlyRepositoryError, RepositoryUnavailableError
@@ -49,30 +49,6 @@ class _Count:
         self.requests += requests
         self.units += units
         self.seen_datetime = max(self.seen_datetime, at)
-
-
-@attrs.define(eq=False)
-class _Outage:
-    """The time from the first failed write until one succeeds."""
-
-    error: MlapiError | None = None
-    """The latest error; None unless writes are failing."""
-    is_permanent: bool = False
-    """True if writes failed repeatedly because the account may only read. A failover may cause a single such error."""
-    retry_at_monotonic: float = float("-inf")
-
-    def begin(self, error: MlapiError, *, retry_seconds: float) -> bool:
-        """Remember the error. Return True if the previous write succeeded."""
-        is_new = self.error is None
-        self.is_permanent = isinstance(error, ReadOnlyRepositoryError) and isinstance(self.error, type(error))
-        self.error = error
-        self.retry_at_monotonic = time.monotonic() + retry_seconds
-        return is_new
-
-    @property
-    def is_waiting(self) -> bool:
-        """True until the next attempt is due."""
-        return time.monotonic() < self.retry_at_monotonic
 
 
 @final
@@ -116,7 +92,7 @@ class BackgroundUsage:
         self._dropped_requests = 0
         # The rows that are due to be written. Only the holder of the write lock changes them.
         self._due: dict[_Key, _Count] = {}
-        self._usage_outage, self._uses_outage = _Outage(), _Outage()
+        self._usage_outage, self._uses_outage = Outage(), Outage()
 
     def record(self, user_id: UserId, key_id: ApiKeyId | None, at: datetime, requests: int = 1, units: int = 0) -> None:
         if at.tzinfo is not UTC:
@@ -196,7 +172,7 @@ class BackgroundUsage:
             self._forget(batch)
         if self._usage_outage.error is not None:
             _logger.info("usage is recorded again")
-        self._usage_outage = _Outage()
+        self._usage_outage = Outage()
         self._report_dropped()
 
     def _handle_error(self, error: MlapiError, batch: dict[_Key, _Count]) -> None:
@@ -233,7 +209,7 @@ class BackgroundUsage:
             if is_new and self._usage_outage.error is None:  # otherwise, one warning is enough
                 _logger.warning("cannot record when API keys were last used, and will retry every minute: %s", error)
         else:
-            self._uses_outage = _Outage()
+            self._uses_outage = Outage()
 
 
 def _make_row(key: _Key, count: _Count) -> UsageRow:
