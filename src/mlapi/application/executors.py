@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import ParamSpec, Protocol, TypeVar, overload
 
 from mlapi.application.users import Users
-from mlapi.domain.commands import LinkCommand, UserCommand
-from mlapi.domain.links import AddLink, Link, RedeemLink, Redemption
+from mlapi.domain.commands import UserCommand
+from mlapi.domain.links import RedeemLink, Redemption
 from mlapi.domain.users import User
 
 P = ParamSpec("P")
@@ -38,10 +38,8 @@ class Executor(Protocol):
     @overload
     async def apply(self, command: UserCommand) -> User: ...
     @overload
-    async def apply(self, command: AddLink) -> Link: ...
-    @overload
     async def apply(self, command: RedeemLink) -> Redemption: ...
-    async def apply(self, command: UserCommand | LinkCommand) -> User | Link | Redemption:
+    async def apply(self, command: UserCommand | RedeemLink) -> User | Redemption:
         """Apply a command durably. Raises the same errors as `Users.apply`."""
         ...
 
@@ -64,8 +62,6 @@ class InlineExecutor:
     @overload
     async def apply(self, command: UserCommand) -> User: ...
     @overload
-    async def apply(self, command: AddLink) -> Link: ...
-    @overload
     async def apply(self, command: RedeemLink) -> Redemption: ...
-    async def apply(self, command: UserCommand | LinkCommand) -> User | Link | Redemption:
+    async def apply(self, command: UserCommand | RedeemLink) -> User | Redemption:
         return self._users.apply(command)
