@@ -4,10 +4,7 @@ A token contains a user id and a token epoch; an API key contains its own id and
 is enabled *now*, so `authenticate` also needs the current principal.
 """
 
-import hashlib
 import hmac
-import re
-import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import NewType
@@ -24,6 +21,7 @@ from mlapi.domain.errors import (
     UserPendingError,
 )
 from mlapi.domain.rules import find_text_error, find_time_error, has_invisible
+from mlapi.domain.token_formats import TokenFormat
 from mlapi.domain.users import User, UserId, UserState, to_utc
 
 ApiKeyId = NewType("ApiKeyId", str)
@@ -38,9 +36,7 @@ API_KEY_PREFIX = "mlapi_"
 """The beginning of every API key. Tokens never start this way."""
 
 _TOKEN_PRECISION = timedelta(seconds=1)
-_ID_BYTES = 8
-_SECRET_BYTES = 32  # impossible to guess, so a fast hash is sufficient
-_API_KEY = re.compile(r"mlapi_([0-9a-f]{16})_[0-9a-f]{64}")
+_API_KEY = TokenFormat(API_KEY_PREFIX)
 
 
 @attrs.frozen(kw_only=True)
@@ -170,7 +166,7 @@ def _has_expired(claims: TokenClaims, user: User, at: datetime) -> bool:
 
 def generate_api_key() -> str:
     """Return a new API key in the form that clients send: ``mlapi_<id>_<secret>``, with both parts in hex."""
-    return f"{API_KEY_PREFIX}{secrets.token_hex(_ID_BYTES)}_{secrets.token_hex(_SECRET_BYTES)}"
+    return _API_KEY.generate()
 
 
 def looks_like_api_key(credential: str) -> bool:
@@ -184,10 +180,11 @@ def parse_api_key(credential: str) -> PresentedApiKey:
     Raises:
         InvalidTokenError: if the text is not formatted like an API key.
     """
-    match = _API_KEY.fullmatch(credential)
-    if match is None:
+    found = _API_KEY.parse(credential)
+    if found is None:
         raise InvalidTokenError
-    return PresentedApiKey(ApiKeyId(match[1]), hashlib.sha256(credential.encode("ascii")).hexdigest())
+    key_id, digest = found
+    return PresentedApiKey(ApiKeyId(key_id), digest)
 
 
 def validate_api_key_fields(*, name: object, expires_datetime: datetime | None, now: datetime) -> None:

@@ -5,10 +5,7 @@ and only while its user has the same token epoch and e-mail address. Changing th
 user and revoking their tokens therefore end every link, without an extra write.
 """
 
-import hashlib
 import hmac
-import re
-import secrets
 from datetime import datetime, timedelta
 from typing import Literal, NewType
 
@@ -17,6 +14,7 @@ import attrs
 from mlapi.domain.actors import UNKNOWN_ACTOR, Actor
 from mlapi.domain.errors import InvalidFieldsError, LinkNotAllowedError, LinkNotFoundError
 from mlapi.domain.rules import find_email_error
+from mlapi.domain.token_formats import TokenFormat
 from mlapi.domain.users import EncryptedPassword, User, UserId, generate_token_epoch, to_utc
 
 LinkId = NewType("LinkId", str)
@@ -28,9 +26,7 @@ LINK_LIFETIME = timedelta(hours=24)
 LinkPurpose = Literal["password", "verify_email", "change_email"]
 """What a link does: set a password, verify the address of a new user, or replace the address of a user."""
 
-_ID_BYTES = 8
-_SECRET_BYTES = 32  # impossible to guess, so a fast hash is sufficient
-_TOKEN = re.compile(r"mlapi-link_([0-9a-f]{16})_[0-9a-f]{64}")
+_TOKEN = TokenFormat(LINK_PREFIX)
 
 
 @attrs.frozen
@@ -43,7 +39,7 @@ class PresentedLink:
 
 def generate_link_token() -> str:
     """Return a new token in the form that links contain: ``mlapi-link_<id>_<secret>``, with both parts in hex."""
-    return f"{LINK_PREFIX}{secrets.token_hex(_ID_BYTES)}_{secrets.token_hex(_SECRET_BYTES)}"
+    return _TOKEN.generate()
 
 
 def parse_link_token(token: str) -> PresentedLink:
@@ -52,10 +48,11 @@ def parse_link_token(token: str) -> PresentedLink:
     Raises:
         LinkNotFoundError: if the text is not formatted like the token of a link.
     """
-    match = _TOKEN.fullmatch(token)
-    if match is None:
+    found = _TOKEN.parse(token)
+    if found is None:
         raise LinkNotFoundError
-    return PresentedLink(LinkId(match[1]), hashlib.sha256(token.encode("ascii")).hexdigest())
+    link_id, digest = found
+    return PresentedLink(LinkId(link_id), digest)
 
 
 @attrs.frozen(kw_only=True)

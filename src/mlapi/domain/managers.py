@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import json
 import re
-import secrets
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal, NewType, Protocol, runtime_checkable
@@ -18,6 +17,7 @@ from mlapi.domain.actors import UNKNOWN_ACTOR, Actor
 from mlapi.domain.audit import Action, AuditEntry
 from mlapi.domain.errors import InvalidFieldsError, InvalidTokenError, ManagerExistsError, ManagerNotFoundError
 from mlapi.domain.rules import find_time_error
+from mlapi.domain.token_formats import ID_CHARS, TokenFormat
 from mlapi.domain.users import to_utc
 
 Role = Literal["admin", "viewer"]
@@ -33,9 +33,7 @@ RESERVED_NAMES = frozenset({"admin", "local"})
 MANAGER_TOKEN_PREFIX = "mlapi-manager_"  # noqa: S105 - not a password
 """The beginning of every manager's token. Tokens and API keys of users never start this way."""
 
-_ID_BYTES = 8
-_SECRET_BYTES = 32  # impossible to guess, so a fast hash is sufficient
-_TOKEN = re.compile(r"mlapi-manager_([0-9a-f]{16})_[0-9a-f]{64}")
+_TOKEN = TokenFormat(MANAGER_TOKEN_PREFIX)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -186,12 +184,12 @@ def generate_manager_token(token_id: ManagerTokenId | None = None) -> str:
     Args:
         token_id: the id of the token, which is not secret; None for a random one.
     """
-    return f"{MANAGER_TOKEN_PREFIX}{token_id or secrets.token_hex(_ID_BYTES)}_{secrets.token_hex(_SECRET_BYTES)}"
+    return _TOKEN.generate(token_id)
 
 
 def derive_token_id(text: str) -> ManagerTokenId:
     """Return a token id that depends only on this text."""
-    return ManagerTokenId(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[: 2 * _ID_BYTES])
+    return ManagerTokenId(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:ID_CHARS])
 
 
 def looks_like_manager_token(credential: str) -> bool:
@@ -205,10 +203,11 @@ def parse_manager_token(credential: str) -> PresentedManagerToken:
     Raises:
         InvalidTokenError: if the text is not formatted like a manager's token.
     """
-    match = _TOKEN.fullmatch(credential)
-    if match is None:
+    found = _TOKEN.parse(credential)
+    if found is None:
         raise InvalidTokenError
-    return PresentedManagerToken(ManagerTokenId(match[1]), hashlib.sha256(credential.encode("ascii")).hexdigest())
+    token_id, digest = found
+    return PresentedManagerToken(ManagerTokenId(token_id), digest)
 
 
 def authenticate_manager(presented: PresentedManagerToken, stored: Manager | None, at: datetime) -> Manager:
