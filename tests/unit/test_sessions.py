@@ -5,10 +5,10 @@ from datetime import timedelta
 import attrs
 import pytest
 
+from mlapi.domain.rules import MAX_DESCRIPTION_CHARS
 from mlapi.domain.sessions import (
     IDLE_SECONDS,
     LIFETIME_SECONDS,
-    MAX_TEXT_CHARS,
     TOUCH_SECONDS,
     find_session_id,
     generate_session_secret,
@@ -57,7 +57,7 @@ def test_texts_that_a_database_cannot_store_are_dropped() -> None:
     session = attrs.evolve(new_session(manager="alice"), address="a\0b", browser="é", user_id=None)
 
     assert (session.address, session.browser) == ("", "")
-    assert attrs.evolve(session, browser="x" * 999).browser == "x" * MAX_TEXT_CHARS
+    assert attrs.evolve(session, browser="x" * 999).browser == "x" * MAX_DESCRIPTION_CHARS
 
 
 def test_repr_of_a_session_hides_its_secrets() -> None:

@@ -6,26 +6,20 @@ from typing import Protocol
 
 import attrs
 
+from mlapi.domain.rules import shorten_description
 from mlapi.domain.users import UserId, to_utc
-
-MAX_ADDRESS_CHARS = 100
-
-
-def _printable(address: str) -> str:
-    """Return an address that every database can store. Addresses of sockets are always printable ASCII."""
-    return address[:MAX_ADDRESS_CHARS] if address.isascii() and address.isprintable() else ""
 
 
 @attrs.frozen
 class Login:
     """A successful login.
 
-    ``address`` is the address of the client, at most `MAX_ADDRESS_CHARS` long. It is empty if it is unknown.
+    ``address`` is the address of the client; see `mlapi.domain.rules.shorten_description`. Empty if it is unknown.
     """
 
     user_id: UserId
     at: datetime = attrs.field(converter=to_utc)
-    address: str = attrs.field(converter=_printable)
+    address: str = attrs.field(converter=shorten_description)
 
 
 class Logins(Protocol):

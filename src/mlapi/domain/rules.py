@@ -24,6 +24,9 @@ MAX_EMAIL_LOCAL_CHARS = 64
 MAX_PASSWORD_CHARS = 1024
 """Longer than any real password. Limits the time that one request spends on hashing."""
 
+MAX_DESCRIPTION_CHARS = 100
+"""Limits the stored address or browser of a client."""
+
 # Default_Ignorable_Code_Point (Unicode 16.0, DerivedCoreProperties.txt) outside category Cf, and the empty braille
 # cell. They are invisible, so usernames that differ only in them would look the same.
 _INVISIBLE = re.compile(
@@ -131,6 +134,14 @@ def find_email_error(email: object) -> str | None:
     if len(local) > MAX_EMAIL_LOCAL_CHARS:
         return f"must have at most {MAX_EMAIL_LOCAL_CHARS} characters before the @"
     return None
+
+
+def shorten_description(text: str) -> str:
+    """Return the description of a client, such as its address, in a form that every database can store.
+
+    It is empty if the text is not printable ASCII.
+    """
+    return text[:MAX_DESCRIPTION_CHARS] if text.isascii() and text.isprintable() else ""
 
 
 @attrs.frozen(kw_only=True)

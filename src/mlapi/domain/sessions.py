@@ -12,6 +12,7 @@ from typing import NewType, Protocol
 
 import attrs
 
+from mlapi.domain.rules import shorten_description
 from mlapi.domain.users import UserId, to_utc
 
 SessionId = NewType("SessionId", str)
@@ -23,14 +24,8 @@ IDLE_SECONDS = 3600
 """An unused session expires after this time (NIST SP 800-63B-4, 2.2.3)."""
 TOUCH_SECONDS = 60
 """The minimum interval between two updates of ``seen_datetime``, so that most requests write nothing."""
-MAX_TEXT_CHARS = 100
 _SECRET_BYTES = 32
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
-
-
-def _printable(text: str) -> str:
-    """Return a text that every database can store."""
-    return text[:MAX_TEXT_CHARS] if text.isascii() and text.isprintable() else ""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,8 +41,8 @@ class Session:
         created_datetime: when the session started.
         seen_datetime: the time of the last request, at most `TOUCH_SECONDS` early.
         expires_datetime: when the session ends, even if it is in use.
-        address: the address of the client, at most `MAX_TEXT_CHARS` long. Empty if it is unknown.
-        browser: a description of the browser, at most `MAX_TEXT_CHARS` long.
+        address: the address of the client; see `mlapi.domain.rules.shorten_description`. Empty if it is unknown.
+        browser: a description of the browser, in the same form.
     """
 
     id: SessionId = attrs.field(repr=False)
@@ -57,8 +52,8 @@ class Session:
     created_datetime: datetime = attrs.field(converter=to_utc)
     seen_datetime: datetime = attrs.field(converter=to_utc)
     expires_datetime: datetime = attrs.field(converter=to_utc)
-    address: str = attrs.field(converter=_printable)
-    browser: str = attrs.field(converter=_printable)
+    address: str = attrs.field(converter=shorten_description)
+    browser: str = attrs.field(converter=shorten_description)
 
     def is_open(self, at: datetime) -> bool:
         """Return whether the session has neither expired nor been unused for too long."""
