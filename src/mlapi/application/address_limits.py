@@ -55,7 +55,7 @@ class AddressLimiter:
             raise TooManyAttemptsError(seconds_until(until))
 
     def count(self, address: str) -> None:
-        """Count a request. Waits for the database.
+        """Count a request, and return once the database has stored the count.
 
         Raises:
             TooManyAttemptsError: if the limit is exceeded.

@@ -35,7 +35,7 @@ class AuditTrail(Protocol):
         ...
 
     def count_bulk(self, bulk_ids: Sequence[str], *, limit: int) -> list[int]:
-        """Return the number of entries with each ``bulk_id``, up to a limit. Use an index."""
+        """Return how many entries have each ``bulk_id``. Stop counting at ``limit``, and use an index."""
         ...
 
     def find_removals(self, user_ids: Sequence[UserId]) -> list[AuditEntry]:

@@ -1,6 +1,6 @@
 """The pages of one-time links, below ``/links``.
 
-Opening a link changes nothing, because mail scanners open links too. The form on its page uses the link.
+Opening a link changes nothing, because mail scanners open links too. Only submitting the form on its page uses it up.
 """
 
 from http import HTTPStatus

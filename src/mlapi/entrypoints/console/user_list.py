@@ -111,7 +111,7 @@ async def redirect_to_users(request: PageRequest) -> Response:
 
 
 def parse_list_query(parameters: Mapping[str, str]) -> queries.UsersQuery:
-    """Parse the parameters of the list. ``state`` may also be `ENDING`.
+    """Parse the parameters of the list. The ``state`` `ENDING` selects users whose access ends soon.
 
     Raises:
         InvalidFieldsError: if a parameter is invalid.
