@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
@@ -95,10 +95,10 @@ class SmtpTransport:
     @contextmanager
     def connect(self) -> Iterator["SmtpSession"]:
         """Open a session. See `mlapi.domain.mail.MailTransport.connect`."""
-        with self._within_deadline(), _translated(self._server):
+        with self._guarded():
             client = self._open()
         try:
-            yield SmtpSession(client, self._sender, self)
+            yield SmtpSession(client, self._sender, self._guarded)
         finally:
             client.leave()
             self._forget_connection()
@@ -137,7 +137,7 @@ class SmtpTransport:
 
     def _open(self) -> "_Client":
         """Connect, encrypt the connection and sign in."""
-        server, client = self._server, _Client(self)
+        server, client = self._server, _Client(self._sender, self._remember_connection)
         try:
             client.start(server, self._connect_seconds)
             client.set_timeout(self._reply_seconds)
@@ -155,25 +155,33 @@ class SmtpTransport:
         return client
 
     @contextmanager
-    def _within_deadline(self) -> Iterator[None]:
-        """Cut the connection if the block takes too long."""
+    def _guarded(self) -> Iterator[None]:
+        """Cut the connection if the block takes too long, and turn the errors of the client into those of the port."""
         self._is_cut = False
         timer = threading.Timer(self._deadline_seconds, self.abort)
         timer.daemon = True
         timer.start()
         try:
-            yield
+            with _translated(self._server):
+                yield
         finally:
             timer.cancel()
 
 
 class SmtpSession:
-    """A `MailSession` with an SMTP server."""
+    """A `MailSession` with an SMTP server.
 
-    def __init__(self, client: "_Client", sender: Address, transport: SmtpTransport) -> None:
+    Args:
+        client: is connected.
+        sender: the address that sends the mail.
+        guarded: returns a context that limits the time for a mail, and turns the errors of the client into those of the
+            port.
+    """
+
+    def __init__(self, client: "_Client", sender: Address, guarded: Callable[[], AbstractContextManager[None]]) -> None:
         self._client = client
         self._sender = sender
-        self._transport = transport
+        self._guarded = guarded
 
     def describe(self) -> str:
         """Return how the connection is protected."""
@@ -183,7 +191,7 @@ class SmtpSession:
     def send(self, recipient: str, compose: Callable[[], Mail]) -> None:
         """Send one mail. See `mlapi.domain.mail.MailSession.send`."""
         address, options = self._envelope(recipient)
-        with self._transport._within_deadline(), _translated(self._transport._server):  # noqa: SLF001 - the same module
+        with self._guarded():
             try:
                 self._send(address, options, compose)
             except MailServerError:
@@ -222,13 +230,13 @@ class SmtpSession:
 
 
 class _Client(smtplib.SMTP):
-    """An SMTP client that tells its transport about the connection before it reads from it."""
+    """An SMTP client that passes its connection to ``on_connected`` before it reads from it."""
 
     is_signed_in = False
 
-    def __init__(self, transport: SmtpTransport) -> None:
-        super().__init__(local_hostname=_local_name(transport._sender))  # noqa: SLF001 - the same module
-        self._transport = transport
+    def __init__(self, sender: Address, on_connected: Callable[[socket.socket], None]) -> None:
+        super().__init__(local_hostname=_local_name(sender))
+        self._on_connected = on_connected
         self._is_tls = False
 
     def start(self, server: SmtpServer, timeout_seconds: float) -> None:
@@ -252,7 +260,7 @@ class _Client(smtplib.SMTP):
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         connected = socket.create_connection((host, port), timeout)
         try:
-            self._transport._remember_connection(connected)  # noqa: SLF001 - the same module
+            self._on_connected(connected)
             if self._is_tls:
                 connected = ssl.create_default_context().wrap_socket(connected, server_hostname=host)
         except BaseException:
