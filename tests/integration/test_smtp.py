@@ -12,8 +12,8 @@ from typing import Any
 import attrs
 import pytest
 
-from mlapi.adapters.smtp import MAX_REPLY_BYTES, SmtpServer, SmtpTransport
-from mlapi.domain.mail import Mail, MailDelayedError, MailError, MailRejectedError, MailServerError
+from mlapi.adapters.smtp import MAX_REPLY_BYTES, SmtpTransport
+from mlapi.domain.mail import Mail, MailDelayedError, MailError, MailRejectedError, MailServerError, SmtpServer
 from tests.mail_server import PASSWORD, USERNAME, Behavior, MailServer
 from tests.postgres_server import free_port
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from mlapi import Users
 from mlapi.adapters.mail_templates import TemplateComposer
 from mlapi.adapters.memory import PlainCipher
-from mlapi.adapters.smtp import SmtpServer, SmtpTransport
+from mlapi.adapters.smtp import SmtpTransport
 from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.application.mail_sender import MailSender, SenderTimes
+from mlapi.domain.mail import SmtpServer
 
 SERVICE = "https://api.example.com"
 LEASE = timedelta(seconds=2)

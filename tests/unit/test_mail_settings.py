@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from mlapi.config import MailSettings, load_settings
-from mlapi.config.mail import MailServer, parse_mail_url, parse_sender
+from mlapi.config.mail import parse_mail_url, parse_sender
 from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.mail import SmtpServer
 from tests.sample_settings import CANARY, load, load_error, write
 
 COMPLETE = "http: {public_url: 'https://api.example.com'}\nmail: {url: 'smtp://u:p@mail.example', from: api@example.com"
@@ -54,14 +55,14 @@ def test_file_with_the_password_must_be_private_in_production(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("url", "server"),
     [
-        ("smtp://relay", MailServer(host="relay", port=25, is_tls=False)),
-        ("smtp://relay:2525/", MailServer(host="relay", port=2525, is_tls=False)),
-        ("smtp://u:p@relay", MailServer(host="relay", port=587, is_tls=False, username="u", password="p")),
-        ("smtps://u:p%40%2F@relay", MailServer(host="relay", port=465, is_tls=True, username="u", password="p@/")),
-        ("smtp://a%40b:p@[::1]:25", MailServer(host="::1", port=25, is_tls=False, username="a@b", password="p")),
+        ("smtp://relay", SmtpServer(host="relay", port=25, is_tls=False)),
+        ("smtp://relay:2525/", SmtpServer(host="relay", port=2525, is_tls=False)),
+        ("smtp://u:p@relay", SmtpServer(host="relay", port=587, is_tls=False, username="u", password="p")),
+        ("smtps://u:p%40%2F@relay", SmtpServer(host="relay", port=465, is_tls=True, username="u", password="p@/")),
+        ("smtp://a%40b:p@[::1]:25", SmtpServer(host="::1", port=25, is_tls=False, username="a@b", password="p")),
     ],
 )
-def test_url_names_the_server(url: str, server: MailServer) -> None:
+def test_url_names_the_server(url: str, server: SmtpServer) -> None:
     assert parse_mail_url(url) == server
     assert "p@/" not in repr(parse_mail_url(url))
 

@@ -17,9 +17,7 @@ from email.policy import SMTP, SMTPUTF8
 from email.utils import format_datetime, make_msgid
 from typing import BinaryIO
 
-import attrs
-
-from mlapi.domain.mail import Mail, MailDelayedError, MailError, MailRejectedError, MailServerError
+from mlapi.domain.mail import Mail, MailDelayedError, MailError, MailRejectedError, MailServerError, SmtpServer
 from mlapi.domain.rules import find_email_error
 from mlapi.domain.users import utc_now
 
@@ -42,26 +40,6 @@ _PERMANENT, _INVALID = 500, 600
 _ADDRESS = re.compile(r"<?[^\s<>]*@[^\s<>]*>?")
 _LINK_TOKEN = re.compile(r"mlapi-link_\w+")
 _UNPRINTABLE = re.compile(r"[^ -~]+")
-
-
-@attrs.frozen(kw_only=True)
-class SmtpServer:
-    """How to connect to a server.
-
-    Attributes:
-        host: its name or address.
-        port: its port.
-        is_tls: whether the connection is encrypted from the start. Otherwise, STARTTLS encrypts it if the server offers
-            it. With a password, a server that does not offer STARTTLS is rejected.
-        username: the user to authenticate as, or None.
-        password: the user's password, or None.
-    """
-
-    host: str
-    port: int
-    is_tls: bool
-    username: str | None = attrs.field(default=None, repr=False)
-    password: str | None = attrs.field(default=None, repr=False)
 
 
 class SmtpTransport:

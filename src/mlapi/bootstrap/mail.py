@@ -65,10 +65,9 @@ def make_transport(settings: Settings) -> "SmtpTransport":
     """
     if settings.mail.url is None:
         raise ConfigurationError("mail is not configured: set mail.url and mail.from")
-    from mlapi.adapters.smtp import SmtpServer, SmtpTransport  # noqa: PLC0415 - see the module's docstring
+    from mlapi.adapters.smtp import SmtpTransport  # noqa: PLC0415 - see the module's docstring
 
-    server = SmtpServer(**attrs.asdict(parse_mail_url(settings.mail.url)))
-    return SmtpTransport(server, parse_sender(settings.mail.from_ or ""))
+    return SmtpTransport(parse_mail_url(settings.mail.url), parse_sender(settings.mail.from_ or ""))
 
 
 def _make_composer(settings: Settings) -> "TemplateComposer":

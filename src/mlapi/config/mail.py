@@ -4,10 +4,9 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
-import attrs
-
 from mlapi.config.settings import MailSettings, Settings
 from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.mail import SmtpServer
 from mlapi.domain.rules import find_email_error, has_invisible
 
 if TYPE_CHECKING:
@@ -19,26 +18,7 @@ _SENDER = re.compile(r'(?:"?([^"<>]*?)"?\s*<([^"<>]+)>|([^"<>]+))')
 _FORM = "smtp://user:password@host:587 or smtps://user:password@host:465"
 
 
-@attrs.frozen(kw_only=True)
-class MailServer:
-    """A mail server.
-
-    Attributes:
-        host: its name or address.
-        port: its port.
-        is_tls: whether connections are encrypted from the start. Otherwise, STARTTLS encrypts them.
-        username: the user to authenticate as, or None.
-        password: the user's password, or None.
-    """
-
-    host: str
-    port: int
-    is_tls: bool
-    username: str | None = attrs.field(default=None, repr=False)
-    password: str | None = attrs.field(default=None, repr=False)
-
-
-def parse_mail_url(url: str) -> MailServer:
+def parse_mail_url(url: str) -> SmtpServer:
     """Return the server in ``mail.url``.
 
     Raises:
@@ -53,7 +33,7 @@ def parse_mail_url(url: str) -> MailServer:
         raise _url_error(advice)
     username, password = (None if text is None else unquote(text) for text in (parts.username, parts.password))
     default_port = _SUBMISSION_PORT if username and parts.scheme == "smtp" else _PORTS[parts.scheme]
-    return MailServer(
+    return SmtpServer(
         host=parts.hostname or "",
         port=port or default_port,
         is_tls=parts.scheme == "smtps",

@@ -40,6 +40,26 @@ class Mail:
     html: str | None = attrs.field(default=None, repr=False)
 
 
+@attrs.frozen(kw_only=True)
+class SmtpServer:
+    """How to connect to a mail server.
+
+    Attributes:
+        host: its name or address.
+        port: its port.
+        is_tls: whether the connection is encrypted from the start. Otherwise, STARTTLS encrypts it if the server offers
+            it. With a password, a server that does not offer STARTTLS is rejected.
+        username: the user to authenticate as, or None.
+        password: the user's password, or None.
+    """
+
+    host: str
+    port: int
+    is_tls: bool
+    username: str | None = attrs.field(default=None, repr=False)
+    password: str | None = attrs.field(default=None, repr=False)
+
+
 @attrs.frozen
 class MailError(MlapiError):
     """Base class of the errors of a `MailTransport`. Not raised directly.
