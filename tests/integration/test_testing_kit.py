@@ -136,6 +136,18 @@ def test_failing_suite_shows_the_compared_values(pytester: pytest.Pytester) -> N
     run.stdout.re_match_lines([r"E +AssertionError: assert EncryptedPassword\(\) != EncryptedPassword\(\)"])
 
 
+def test_failing_tests_of_every_suite_show_the_values() -> None:
+    files = Path(mlapi.testing.__file__).parent.glob("*.py")
+    suites = [
+        importlib.import_module(f"mlapi.testing.{file.stem}")
+        for file in files
+        if re.search(r"^class \w+Contract\b", file.read_text("utf-8"), re.MULTILINE)
+    ]
+
+    assert len(suites) > 10
+    assert [suite.__name__ for suite in suites if "@pytest_ar" not in vars(suite)] == []
+
+
 # --- fakes
 
 

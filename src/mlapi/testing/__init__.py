@@ -69,7 +69,10 @@ _SUITES = {
 }
 _MODULES = {**_SUITES, "assert_all_routes_guarded": "mlapi.testing.guarded_routes"}
 
-_TOPICS = ("api_keys", "audit_trail", "batches", "links", "user_commands", "user_queries", "user_updates")
+_TOPICS = (
+    *("api_keys", "audit_trail", "batches", "links", "logins", "sessions"),
+    *("user_commands", "user_lists", "user_queries", "user_updates"),
+)
 """Modules that contain parts of a contract suite."""
 
 if (pytest := sys.modules.get("pytest")) is not None:  # so that failed assertions show the compared values
