@@ -330,6 +330,12 @@ def test_hash_with_other_parameters_is_upgraded() -> None:
     assert HashingFernetCipher([KEY], SALT).needs_upgrade(stored)
 
 
+def test_decoy_costs_as_much_as_a_new_hash() -> None:
+    cipher = HashingFernetCipher([KEY], SALT)
+
+    assert not cipher.needs_upgrade(cipher._decoy)
+
+
 def test_value_tagged_as_hash_without_a_hash_matches_no_password() -> None:
     stored = EncryptedPassword(Fernet(KEY).encrypt(b"secret" + SALT.encode()).decode() + "|argon2id")
 

@@ -18,11 +18,11 @@ from mlapi import ConfigurationError, RepositoryUnavailableError, UserId
 from mlapi.adapters.sql import revisions
 from mlapi.adapters.sql import schema as schema_module
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.indexes import metadata
 from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.adapters.sql.revisions import HEAD, VERSION_TABLE
 from mlapi.adapters.sql.schema import current_revision, downgrade, prepare_schema, upgrade
 from mlapi.adapters.sql.sqlite.connections import enable_write_ahead_log
-from mlapi.adapters.sql.tables import metadata
 from mlapi.testing.samples import registered, with_api_key
 from tests.torture.crash_points import run
 

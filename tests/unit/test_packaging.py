@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import mlapi
+from tests.conftest import KEY, SALT
 
 ROOT = Path(__file__).parents[2]
 # The format of a Fernet key: 32 bytes in URL-safe base64.
@@ -108,12 +109,28 @@ def test_import_loads_no_heavy_libraries_and_writes_no_files(tmp_path: Path) -> 
 
 def test_application_imports_mail_libraries_only_to_send_mail(tmp_path: Path) -> None:
     libraries = "jinja2 smtplib email.headerregistry"
-    code = (
-        "import sys, mlapi.entrypoints.application, mlapi.bootstrap.exports;"
-        f" print(sorted(sys.modules.keys() & set('{libraries}'.split())))"
-    )
+    code = f"import sys, mlapi.entrypoints.application; print(sorted(sys.modules.keys() & set('{libraries}'.split())))"
 
     assert run_python(code, tmp_path) == ["[]"]
+
+
+def test_application_on_sqlite_loads_only_what_it_needs(tmp_path: Path) -> None:
+    unneeded = (
+        "alembic jinja2 mlapi.adapters.sql.adoption mlapi.adapters.sql.indexes mlapi.adapters.sql.postgresql"
+        " mlapi.application.user_import mlapi.bootstrap.backups mlapi.bootstrap.maintenance"
+        " mlapi.entrypoints.wire.openapi psycopg smtplib sqlalchemy.dialects.postgresql"
+    )
+    code = (
+        "import sys; from mlapi.bootstrap import open_service; from mlapi.config import load_settings;"
+        "import mlapi.entrypoints.application\n"
+        "with open_service(load_settings()): pass\n"
+        f"print(sorted(sys.modules.keys() & set('{unneeded}'.split())))"
+    )
+
+    secrets = {"MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT}
+    run_python(code, tmp_path, **secrets)  # creates the database
+
+    assert run_python(code, tmp_path, **secrets) == ["[]"]
 
 
 def test_fakes_import_neither_pytest_nor_heavy_libraries(tmp_path: Path) -> None:

@@ -9,15 +9,18 @@ Both ciphers read all three kinds of stored passwords:
 The tag is outside the token, so a password cannot be mistaken for a hash.
 """
 
+import base64
 import hashlib
 import hmac
 import logging
 import re
+import secrets
 from collections.abc import Sequence
 from functools import cached_property
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.low_level import ARGON2_VERSION
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from mlapi.adapters.fernet.imported_hashes import find_hash_error, is_hash, verify_hash
@@ -147,7 +150,7 @@ class HashingFernetCipher(_KeyedCipher):
 
     def __init__(self, keys: Sequence[str], *salts: str) -> None:
         super().__init__(keys, *salts)
-        self._decoy_hash = self._keys.hash(_DECOY)
+        self._decoy_hash = self._keys.make_decoy_hash()
         self._decoy = self._encrypt_hash(self._decoy_hash)
 
     def encrypt(self, password: str) -> EncryptedPassword:
@@ -265,6 +268,15 @@ class _KeyRing:
     def hash(self, password: str) -> str:
         salt = self.salts[0]
         return _salt_id(salt) + _HASHER.hash(_apply_pepper(password, salt))
+
+    def make_decoy_hash(self) -> str:
+        """Return a hash that no password matches. It takes as long to verify as other hashes, but no time to make."""
+        salt, digest = (
+            base64.b64encode(secrets.token_bytes(count)).decode().rstrip("=")
+            for count in (_HASHER.salt_len, _HASHER.hash_len)
+        )
+        cost = f"m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.parallelism}"
+        return f"{_salt_id(self.salts[0])}$argon2id$v={ARGON2_VERSION}${cost}${salt}${digest}"
 
     def verify_argon2id(self, password: str, hashed: str) -> bool:
         salt_id, separator, argon2_hash = hashed.partition("$")

@@ -4,13 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Table
-from sqlalchemy.dialects import postgresql, sqlite
 
 from mlapi.adapters.sql.existing import ConnectionPool, Purpose
-from mlapi.adapters.sql.postgresql import PostgresqlDialect
 from mlapi.adapters.sql.sqlite.dialect import SqliteDialect
 from mlapi.adapters.sql.sqlite.files import FileChange
 from mlapi.domain.allowances import Draw, Drawn
@@ -24,6 +22,9 @@ from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UsernameKey
 from mlapi.interruption import Interruption
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 DriverConnectionT = TypeVar("DriverConnectionT")
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class Dialect(Protocol[DriverConnectionT]):
         """Return how many threads may write at the same time."""
         ...
 
-    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+    def insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
         """Return an INSERT statement that supports ON CONFLICT."""
         ...
 
@@ -288,6 +289,8 @@ def dialect_for(backend: str, namespace: str | None = None) -> Dialect[Any]:
         ConfigurationError: if there is a namespace and the backend is SQLite.
     """
     if backend != "sqlite":
+        from mlapi.adapters.sql.postgresql import PostgresqlDialect  # noqa: PLC0415 - takes 80 ms, which SQLite saves
+
         return PostgresqlDialect(namespace)
     if namespace is not None:
         raise namespace_error()

@@ -1,4 +1,7 @@
-"""The tables in the newest schema revision. The migrations create them step by step."""
+"""The tables in the newest schema revision. The migrations create them step by step.
+
+`mlapi.adapters.sql.indexes` adds the indexes that differ between SQLite and PostgreSQL.
+"""
 
 import re
 from datetime import UTC, datetime
@@ -19,11 +22,8 @@ from sqlalchemy import (
     String,
     Table,
     TypeDecorator,
-    cast,
-    func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 
 from mlapi.domain.actors import ANYONE
 
@@ -61,52 +61,9 @@ users = Table(
     Column("metadata", String),  # JSON
     Column("pending", String),
     Index("uq_users_username_key", "username_key", unique=True),
-    Index(
-        "ix_users_expires_datetime",
-        "expires_datetime",
-        "id",
-        postgresql_where=text("expires_datetime IS NOT NULL"),
-        sqlite_where=text("expires_datetime IS NOT NULL"),
-    ),
     Index("ix_users_created_datetime", "created_datetime", "id"),
-    Index(
-        "ix_users_plan",
-        "plan",
-        "created_datetime",
-        "id",
-        postgresql_where=text("plan IS NOT NULL"),
-        sqlite_where=text("plan IS NOT NULL"),
-    ),
-    Index(
-        "ix_users_pending",
-        "created_datetime",
-        "id",
-        postgresql_where=text("pending IS NOT NULL"),
-        sqlite_where=text("pending IS NOT NULL"),
-    ),
     sqlite_autoincrement=True,  # otherwise SQLite would reuse the id of the newest user after their removal
 )
-
-Index(
-    "ix_users_metadata",
-    cast(users.c.metadata, JSONB).label("object"),
-    postgresql_using="gin",
-    postgresql_ops={"object": "jsonb_path_ops"},
-    postgresql_where=users.c.metadata.is_not(None),
-).ddl_if(dialect="postgresql")
-
-Index("ix_users_email", func.lower(users.c.email)).ddl_if(dialect="postgresql")
-Index("ix_users_email_nocase", users.c.email.collate("NOCASE")).ddl_if(dialect="sqlite")
-Index("ix_users_disabled", users.c.created_datetime, users.c.id, sqlite_where=users.c.enabled.is_(False)).ddl_if(
-    dialect="sqlite"
-)
-# BRIN, because any other kind of index on `enabled` would prevent in-place (HOT) updates.
-Index(
-    "ix_users_enabled",
-    cast(users.c.enabled, Integer).label("enabled"),
-    postgresql_using="brin",
-    postgresql_with={"pages_per_range": 4},  # about 100 users, so that few pages are read for a few disabled users
-).ddl_if(dialect="postgresql")
 
 api_keys = Table(
     "mlapi_api_keys",
@@ -147,14 +104,6 @@ audit = Table(
     Column("changes", String),  # JSON
     Column("bulk_id", String, nullable=False, server_default=text("''")),
     Index("ix_mlapi_audit_bulk_id", "bulk_id", "action", "id"),
-    # The actors of most requests are left out, so that frequent changes do not pay for this index.
-    Index(
-        "ix_mlapi_audit_actor",
-        "actor",
-        "id",
-        postgresql_where=text(RARE_ACTORS_UNFOLDED),
-        sqlite_where=text(RARE_ACTORS_UNFOLDED),
-    ),
     sqlite_autoincrement=True,
 )
 

@@ -2,16 +2,18 @@
 
 from functools import cache
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.static_files import REVALIDATE, StaticFile, StaticFiles
-from mlapi.entrypoints.wire.openapi import DescribedAccess, openapi
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH
+
+if TYPE_CHECKING:
+    from mlapi.entrypoints.wire.openapi import DescribedAccess
 
 # Swagger UI sets styles through the DOM, which style-src does not restrict. Its style sheet contains data: images.
 CONTENT_SECURITY_POLICY = (
@@ -38,7 +40,10 @@ def documentation_routes() -> list[Route]:
 
 
 async def show_description(request: Request) -> Response:
-    access = _described_access(request.app.state.admin_policy)
+    from mlapi.entrypoints.wire.openapi import DescribedAccess  # noqa: PLC0415 - most processes never describe the API
+
+    policy = request.app.state.admin_policy
+    access = DescribedAccess(policy.mode == "local", policy.open_flags)
     return _openapi_file(access).response(request, cache_control=REVALIDATE)
 
 
@@ -53,12 +58,10 @@ async def show_asset(request: Request) -> Response:
     return response
 
 
-def _described_access(policy: AdminPolicy) -> DescribedAccess:
-    return DescribedAccess(policy.mode == "local", policy.open_flags)
-
-
 @cache
-def _openapi_file(access: DescribedAccess) -> StaticFile:
+def _openapi_file(access: "DescribedAccess") -> StaticFile:
+    from mlapi.entrypoints.wire.openapi import openapi  # noqa: PLC0415 - as above
+
     return StaticFile(openapi(access), "application/json")
 
 

@@ -2,8 +2,8 @@
 
 from alembic import context
 
+from mlapi.adapters.sql.indexes import metadata
 from mlapi.adapters.sql.revisions import VERSION_TABLE
-from mlapi.adapters.sql.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],
