@@ -111,15 +111,15 @@ class CommandFactory:
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
         """
-        _reject_unknown(details, UserDetails)
-        InvalidFieldsError.raise_for(
-            [
-                ("username", find_username_error(username)),
-                ("password", None if password is None else self._password_policy.find_error(password)),
-                ("email", find_email_error(email)),
-                *find_detail_errors(details, self._plans()),
-            ],
-        )
+        errors = [
+            ("username", find_username_error(username)),
+            ("password", None if password is None else self._password_policy.find_error(password)),
+            ("email", find_email_error(email)),
+        ]
+        if details:
+            _reject_unknown(details, UserDetails)
+            errors += find_detail_errors(details, self._plans())
+        InvalidFieldsError.raise_for(errors)
 
     def reject_registration(self, taken_by: User) -> RejectRegistration:
         """Return the command that records a registration as rejected, because the username is taken.

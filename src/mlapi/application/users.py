@@ -68,16 +68,9 @@ class Users(CommandFactory):
 
     def as_actor(self, actor: Actor) -> "Users":
         """Return a copy that records further changes in the audit trail under a different actor."""
-        return Users(
-            self.repository,
-            self.cipher,
-            clock=self._clock,
-            password_policy=self._password_policy,
-            plans=self._plans,
-            actor=actor,
-            keeps_names=self._keeps_names,
-            sends_mail=self._sends_mail,
-        )
+        users = object.__new__(Users)  # `copy` takes several times as long
+        users.__dict__.update(self.__dict__, actor=actor)
+        return users
 
     def register(self, *, username: str, password: str, email: str, **details: Unpack[UserDetails]) -> User:
         """Register a new, enabled user.

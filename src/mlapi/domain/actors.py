@@ -2,7 +2,7 @@
 
 import attrs
 
-from mlapi.domain.rules import find_text_error, has_invisible
+from mlapi.domain.rules import is_visible_text
 from mlapi.domain.users import UserId
 
 MAX_ACTOR_CHARS = 200
@@ -31,7 +31,7 @@ class Actor:
     @name.validator
     def _check(self, _attribute: object, name: str) -> None:
         for text in (name,) if self.request_id is None else (name, self.request_id):
-            if find_text_error(text, MAX_ACTOR_CHARS) is not None or has_invisible(text):
+            if not is_visible_text(text, MAX_ACTOR_CHARS):
                 raise ValueError(f"actor names and request ids must be 1 to {MAX_ACTOR_CHARS} visible characters")
 
     @classmethod

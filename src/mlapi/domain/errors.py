@@ -73,9 +73,9 @@ class InvalidFieldsError(MlapiError):
         Raises:
             InvalidFieldsError: if any message is not None.
         """
-        errors = tuple(FieldError(field, message) for field, message in checks if message is not None)
+        errors = [FieldError(field, message) for field, message in checks if message is not None]
         if errors:
-            raise cls(errors)
+            raise cls(tuple(errors))
 
 
 @attrs.frozen

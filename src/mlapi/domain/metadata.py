@@ -38,8 +38,10 @@ class Metadata:
         Raises:
             InvalidFieldsError: if the value violates a rule; see `find_metadata_error`.
         """
+        if value == {}:
+            return cls()
         InvalidFieldsError.raise_for([("metadata", find_metadata_error(value))])
-        return cls(_encode(value) if value else None)
+        return cls(_encode(value))
 
     @classmethod
     def from_json(cls, text: str) -> "Metadata":

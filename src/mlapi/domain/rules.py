@@ -33,7 +33,8 @@ _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
 )
 
-# Accepts most addresses quickly; the others are checked in detail.
+# These accept most usernames and addresses quickly; the others are checked in detail.
+_PLAIN_USERNAME = re.compile(r"[!-~]{1,254}")
 _PLAIN_EMAIL = re.compile(r"[!#-'*+./0-9=?A-Z^-~-]{1,64}@(?:[A-Za-z0-9]{1,63}\.){1,3}[A-Za-z]{2,63}")
 
 _MAX_LABEL_CHARS = 63  # characters in one domain label: RFC 1035, 2.3.4
@@ -104,6 +105,8 @@ EVERY_USER = UserFilter()
 
 def find_username_error(username: object) -> str | None:
     """Return the rule that a username violates, or None."""
+    if isinstance(username, str) and _PLAIN_USERNAME.fullmatch(username):
+        return None
     error = find_text_error(username, MAX_USERNAME_CHARS)
     if error is not None or not isinstance(username, str):
         return error
@@ -178,7 +181,7 @@ class PasswordPolicy:
             return f"must be at least {self.min_chars} characters"
         if password.casefold() in self.common:
             return "must not be a common password"
-        if self._spells_only_words(password):
+        if self.words and self._spells_only_words(password):
             return "must not consist only of names of this service"
         return None
 
@@ -231,6 +234,13 @@ def find_text_error(value: object, max_chars: int) -> str | None:
     if has_lone_surrogate(value):
         return "must be valid Unicode, without lone surrogates"
     return None
+
+
+def is_visible_text(text: object, max_chars: int) -> bool:
+    """Return whether this is a text of visible characters and spaces. Nearly all such texts are ASCII."""
+    if type(text) is str and text.isascii():
+        return 0 < len(text) <= max_chars and text.isprintable()
+    return find_text_error(text, max_chars) is None and not has_invisible(str(text))
 
 
 def has_lone_surrogate(text: str) -> bool:

@@ -3,13 +3,13 @@
 Importing this module only builds the routes. The server reads the configuration and opens the database at startup.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Lifespan, Scope
+from starlette.routing import Route
+from starlette.types import ASGIApp, Lifespan
 
 from mlapi.application.address_limits import AddressLimiter
 from mlapi.application.authentication import Access
@@ -25,11 +25,8 @@ from mlapi.entrypoints.account import account_routes, link_routes
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
 from mlapi.entrypoints.http.docs import documentation_routes
-from mlapi.entrypoints.http.handlers import HANDLERS
 from mlapi.entrypoints.http.managers import find_manager
 from mlapi.entrypoints.http.middleware import (
-    Endpoint,
-    MethodDispatch,
     RejectAmbiguousFraming,
     RejectLargeHead,
     RequireAdmin,
@@ -37,10 +34,10 @@ from mlapi.entrypoints.http.middleware import (
     handle_http_exception,
     handle_server_error,
 )
+from mlapi.entrypoints.http.operation_router import OperationRouter, operation_routes
 from mlapi.entrypoints.http.request_context import RequestContextMiddleware
 from mlapi.entrypoints.http.runtime import Runtime, install, lifespan_for, lifespan_from_config
 from mlapi.entrypoints.http.start_page import start_routes
-from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.entrypoints.wire.paths import ACCOUNT_PATH, CONSOLE_PATH, LINKS_PATH, START_PATH
 
 _PAGES = (CONSOLE_PATH, ACCOUNT_PATH, LINKS_PATH)
@@ -112,7 +109,6 @@ def create_app(
 
 def _build_app(lifespan: Lifespan[Starlette]) -> Starlette:
     app = _Application(
-        routes=[*operation_routes(), *start_routes(), *documentation_routes(), *_page_routes()],
         middleware=[
             Middleware(StartupErrorMiddleware),
             Middleware(RejectLargeHead),
@@ -124,47 +120,15 @@ def _build_app(lifespan: Lifespan[Starlette]) -> Starlette:
             ),
         ],
         exception_handlers={HTTPException: handle_http_exception, Exception: handle_server_error},
-        lifespan=lifespan,
     )
-    app.router.redirect_slashes = False  # a redirect would contain the host from the Host header, which may be forged
+    app.router = OperationRouter(
+        operation_routes(), [*start_routes(), *documentation_routes(), *_page_routes()], lifespan
+    )
     return app
 
 
 def _page_routes() -> list[Route]:
     return [*console_routes(), *account_routes(), *link_routes()]
-
-
-def operation_routes() -> list[Route]:
-    """Return one route for each path in the table of operations.
-
-    The routes have the order of the table. Only ``/verify`` is first: proxies request it most often.
-    """
-    endpoints: dict[str, dict[str, Endpoint]] = {}
-    for operation in OPERATIONS:
-        endpoint = Endpoint(HANDLERS[operation.name], operation.name)
-        endpoints.setdefault(operation.path, {})[operation.method] = endpoint
-    any_method = {operation.path for operation in OPERATIONS if operation.any_method}
-    return [
-        _PathRoute(path, _merge(by_method), methods=None if path in any_method else list(by_method))
-        for path, by_method in sorted(endpoints.items(), key=lambda item: item[0] not in any_method)
-    ]
-
-
-class _PathRoute(Route):
-    """A route that responds to every method of its path, with 405 to those it does not support.
-
-    Otherwise, ``/users/{user_id}``, which is for admins, would receive the other methods of ``/users/me``.
-    """
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, child_scope = super().matches(scope)
-        return Match.FULL if match is Match.PARTIAL else match, child_scope
-
-
-def _merge(endpoints: Mapping[str, Endpoint]) -> ASGIApp:
-    """Combine the methods of a path into one ASGI application, so that a 405 response lists all of them."""
-    (first, *others) = endpoints.values()
-    return MethodDispatch(endpoints) if others else first
 
 
 class _Application(Starlette):
