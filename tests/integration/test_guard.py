@@ -1,6 +1,7 @@
 """The guard as middleware and as an authentication backend, the route check, and the guard on real databases."""
 
 import asyncio
+import gc
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -332,6 +333,15 @@ def test_guard_from_config_opens_its_database_at_startup(
     assert len(reasons) == 1  # at most one line a second
     assert reasons[0].startswith("guard: the guard is not open, because the application's lifespan did not run")
     assert "compose_lifespans" in reasons[0]
+
+
+def test_startup_objects_are_not_garbage_collected(users: Users, tokens: TokenIssuer) -> None:
+    gc.unfreeze()
+
+    with TestClient(GuardMiddleware(Starlette(), Guard(users.repository, tokens))):
+        assert gc.get_freeze_count() > 0
+
+    gc.unfreeze()
 
 
 def test_configuration_error_is_one_line_at_startup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

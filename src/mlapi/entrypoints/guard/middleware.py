@@ -16,6 +16,7 @@ from mlapi.entrypoints.guard.backend import AUTHENTICATED
 from mlapi.entrypoints.guard.lifespans import run_lifespan
 from mlapi.entrypoints.guard.preflights import call_for_preflight
 from mlapi.entrypoints.guard.rechecks import POLICY_VIOLATION, Rechecks
+from mlapi.entrypoints.http.lifespans import freeze_startup_objects
 from mlapi.entrypoints.http.middleware import (
     RejectAmbiguousFraming,
     StartupErrorMiddleware,
@@ -121,6 +122,7 @@ class GuardMiddleware:
     def _open_configured_guard(self) -> None:
         guard = self._guard or self._resources.enter_context(open_guard(load_settings()))
         self._async_guard = self._resources.enter_context(async_guard(guard))
+        freeze_startup_objects()
 
     def _open_async_guard(self) -> AsyncGuard:
         """Open the guard on the first request, because frameworks run no lifespan of a mounted application."""

@@ -1,6 +1,7 @@
 """Run the lifespans of mounted applications. Frameworks run only the lifespan of the outer application."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -81,3 +82,13 @@ async def _wait_for_answer(phase: str, running: "asyncio.Future[None]", sent: "a
         raise ConfigurationError(str(message.get("message", "")).removeprefix("mlapi: "))
     if phase == "startup":
         raise ConfigurationError("a mounted application does not support the lifespan protocol: do not compose it")
+
+
+def freeze_startup_objects() -> None:
+    """Exclude all objects that exist now from garbage collection. Call it when an application has started.
+
+    Otherwise, each full collection visits them: for 40 ms with SQLAlchemy loaded, in which no request is served. That
+    is visible in the 99th percentile of response times.
+    """
+    gc.collect()  # frozen garbage would never be freed
+    gc.freeze()

@@ -36,6 +36,7 @@ from mlapi.domain.users import Pending
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.cors import CorsPolicy
 from mlapi.entrypoints.http.executor import PoolExecutor
+from mlapi.entrypoints.http.lifespans import freeze_startup_objects
 from mlapi.entrypoints.http.metrics import Metrics
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.user_counts import BackgroundCount
@@ -258,9 +259,7 @@ def install(app: Starlette, runtime: Runtime, admin_policy: AdminPolicy) -> None
 def _tune_garbage_collection() -> None:
     """Exclude startup objects from garbage collection, and collect less often.
 
-    Reference counting frees nearly all objects of a request. With the default settings, a full collection takes 20 ms
-    and is visible in the 99th percentile of response times.
+    Reference counting frees nearly all objects of a request.
     """
-    gc.collect()
-    gc.freeze()
+    freeze_startup_objects()
     gc.set_threshold(*_GC_THRESHOLDS)
