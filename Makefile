@@ -89,7 +89,7 @@ fmt: $(VENV)/dev ## format the code, and fix lint errors where possible
 
 install: $(VENV)/dev ## install everything needed for development into .venv
 
-bench: $(VENV)/dev .venv/peers/installed ## measure mlapi, the ceiling and the peers; needs wrk, two cores, 10 GB and an hour
+bench: $(VENV)/dev .venv/peers/installed ## measure mlapi, the ceiling and the peers; needs wrk, two cores, 10 GB and 45 minutes
 	$(BIN)/python -m bench.run $(BENCH)
 
 lock: $(VENV)/dev ## update the lock files (needs uv on the path)

@@ -36,14 +36,18 @@ def register(environ: dict[str, str], count: int, *, passwords: bool = False) ->
         return time.perf_counter() - started_at
 
 
-def write_credentials(environ: dict[str, str], count: int, folder: Path) -> None:
-    """Write tokens and API keys of the first ``count`` users to the files ``tokens`` and ``keys``, one per line."""
+def write_credentials(environ: dict[str, str], count: int, folder: Path, *, users: int) -> None:
+    """Write tokens and API keys of ``count`` of the ``users`` users to the files ``tokens`` and ``keys``, one per line.
+
+    The users are spread evenly over the table.
+    """
     with open_service(load_settings(environ=environ)) as service:
-        users, authenticator = service.users, service.access.authenticator
-        first = users.repository.list_page(after=UserId(0), limit=count)
-        logins = [VerifiedLogin(user=user, needs_upgrade=False) for user in first]
+        repository, authenticator = service.users.repository, service.access.authenticator
+        ids = range(0, users, users // count)[:count]
+        chosen = [user for after in ids for user in repository.list_page(after=UserId(after), limit=1)]
+        logins = [VerifiedLogin(user=user, needs_upgrade=False) for user in chosen]
         tokens = [authenticator.issue_token(login).token for login in logins]
-        keys = [users.prepare_api_key(user_id=user.id, name="bench", expires_datetime=None) for user in first]
-        users.repository.apply([command for command, _ in keys])
+        keys = [service.users.prepare_api_key(user_id=user.id, name="bench", expires_datetime=None) for user in chosen]
+        repository.apply([command for command, _ in keys])
     (folder / "tokens").write_text("\n".join(tokens))
     (folder / "keys").write_text("\n".join(secret for _, secret in keys))

@@ -26,8 +26,8 @@ from starlette.types import ASGIApp
 from tests.postgres_server import PostgresServer, running_postgres
 
 from bench import ceiling
+from bench.environment import PostgresDatabases, mlapi_environ
 from bench.in_process import CONCURRENCY, Request, send_requests
-from bench.run import PostgresDatabases, mlapi_environ
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.adapters.memory import users as memory_users
 from mlapi.adapters.sql import statements

@@ -1,6 +1,5 @@
 """Run wrk on a separate core and parse its output."""
 
-import os
 import re
 import statistics
 import subprocess
@@ -8,9 +7,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.targets import LOAD_CORE, Server
+from bench.targets import Server
 
 LOAD = Path(__file__).parent / "load"
+SCRIPTS = {"open": "guard", "token": "guard", "key": "guard", "verify": "guard", "log_in_many": "log_in"}
+ADDRESSES = 10_000
+"""Number of clients in the endpoint ``log_in_many``."""
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Figure:
     errors: int
 
 
-def load(server: Server, endpoint: str, connections: int, seconds: float) -> Figure:
+def load(server: Server, endpoint: str, connections: int, seconds: int) -> Figure:
     """Send requests to one endpoint, continuing where the previous run stopped."""
     target = server.target
     arguments = {
@@ -33,16 +35,19 @@ def load(server: Server, endpoint: str, connections: int, seconds: float) -> Fig
         "open": [str(target.folder / "tokens")],  # credentials of the same length, which the open model ignores
         "token": [str(target.folder / "tokens")],
         "key": [str(target.folder / "keys")],
+        "verify": [str(target.folder / "keys"), "/verify"],
+        "log_in": [str(target.users)],
+        "log_in_many": [str(target.users), str(ADDRESSES)],
     }[endpoint]
-    script = "guard" if endpoint in {"open", "token", "key"} else endpoint
+    script = SCRIPTS.get(endpoint, endpoint)
     command = [
         "taskset",
         "-c",
-        LOAD_CORE,
+        server.cores.load,
         "wrk",
         "-t1",
         f"-c{connections}",
-        f"-d{seconds:g}s",
+        f"-d{seconds}s",
         "--timeout",
         "30s",
         "--latency",
@@ -77,18 +82,6 @@ def median_of(figures: list[Figure]) -> Figure:
         p99=statistics.median(figure.p99 for figure in figures),
         errors=sum(figure.errors for figure in figures),
     )
-
-
-def fsync_milliseconds(folder: Path, count: int = 200) -> float:
-    """Return the median time of an fdatasync of 4 KiB in the databases' folder."""
-    times = []
-    with (folder / "fsync").open("wb", buffering=0) as file:
-        for _ in range(count):
-            file.write(b"x" * 4096)
-            started_at = time.perf_counter()
-            os.fdatasync(file.fileno())
-            times.append(time.perf_counter() - started_at)
-    return statistics.median(times) * 1000
 
 
 def _find(pattern: str, text: str) -> str:

@@ -17,8 +17,9 @@ from tests.e2e.deployed_proxies import Replacements, deployed_nginx
 from tests.e2e.server import MlapiServer, Server
 
 from bench import bulk
+from bench.builder import CREDENTIALS
+from bench.environment import mlapi_environ
 from bench.measure import LOAD
-from bench.run import CREDENTIALS, mlapi_environ
 
 MODELS = {
     "none: a constant": "bench.ceiling:app",
@@ -53,7 +54,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mlapi-bench-")))
         environ = mlapi_environ(f"sqlite:///{folder}/mlapi.db", "fernet")
         bulk.register(environ, 10_000)
-        bulk.write_credentials(environ, CREDENTIALS, folder)
+        bulk.write_credentials(environ, CREDENTIALS, folder, users=10_000)
         environ["MLAPI_HTTP__TRUSTED_PROXIES"] = "127.0.0.1"
         options = ("--workers", arguments.workers, "--no-access-log")
         mlapi = stack.enter_context(MlapiServer(folder, environ, *options))

@@ -19,8 +19,8 @@ from tests.postgres_server import PostgresServer, running_postgres
 from tests.torture.test_workers import process_ids
 
 from bench import bulk
+from bench.environment import PostgresDatabases, mlapi_environ
 from bench.measure import LOAD
-from bench.run import PostgresDatabases, mlapi_environ
 
 WORKERS = (1, 2, 4)
 GENERATORS = 4
@@ -66,7 +66,7 @@ def measure_workers(
     url, guarded_url = new_url(service_folder), new_url(guarded_folder)
     bulk.register(mlapi_environ(url, "fernet"), USERS)
     bulk.register(mlapi_environ(guarded_url, "fernet"), USERS)
-    bulk.write_credentials(mlapi_environ(guarded_url, "fernet"), 1_000, guarded_folder)
+    bulk.write_credentials(mlapi_environ(guarded_url, "fernet"), 1_000, guarded_folder, users=USERS)
     for count in WORKERS:
         options = ["--workers", str(count), "--no-access-log"]
         figures, notes = [], []

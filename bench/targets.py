@@ -1,6 +1,7 @@
-"""Start the servers to measure, each in a process pinned to one core, and check that it owns its port."""
+"""Start the servers to measure, each pinned to cores of its own, and check that it owns its port."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-SERVER_CORE, LOAD_CORE = "0", "1"
+from bench.cores import assign_cores
+
 BIN = Path(sys.executable).parent
-OPTIONS = ["--log-level", "warning", "--no-access-log"]
-UVICORN = [str(BIN / "uvicorn"), *OPTIONS]
 PEERS_BIN = BIN.parent / "peers" / "bin"
 """The peers have a separate environment, because fastapi-users needs an older SQLAlchemy."""
 
@@ -31,6 +31,7 @@ class Target:
     read_flag: Callable[[int], bool] | None = None
     """Reads a user's enabled flag from the database, to check that a toggle changes it."""
     users: int = 10_000
+    workers: int = 1
     toggled: int = 0
     """Number of toggle requests so far. The next run continues from there, so that every toggle changes a flag."""
     removed: int = 0
@@ -41,6 +42,7 @@ class Server:
 
     def __init__(self, target: Target) -> None:
         self.target = target
+        self.cores = assign_cores(target.workers)
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         self.startup_seconds = 0.0
@@ -50,7 +52,7 @@ class Server:
         command = [part.replace("{port}", str(self.port)) for part in self.target.command]
         started_at = time.perf_counter()
         self._process = subprocess.Popen(
-            ["taskset", "-c", SERVER_CORE, *command],
+            ["taskset", "-c", self.cores.server, *command],
             cwd=self.target.folder,
             env={**clean_environ(), **self.target.environ},
             stdout=log,
@@ -84,12 +86,16 @@ class Server:
 
     def resident_mib(self) -> float:
         """Return the resident memory of all processes of the server."""
-        kib = 0
-        for pid in self._pids():
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                if line.startswith("VmRSS:"):
-                    kib += int(line.split()[1])
-        return kib / 1024
+        return self._sum_memory("Rss")
+
+    def proportional_mib(self) -> float:
+        """Return the memory of all processes of the server. What they share counts once."""
+        return self._sum_memory("Pss")
+
+    def _sum_memory(self, name: str) -> float:
+        pattern = re.compile(rf"^{name}:\s+(\d+) kB", re.MULTILINE)
+        rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self._pids()]
+        return sum(int(kib) for rollup in rollups for kib in pattern.findall(rollup)) / 1024
 
     def _pids(self) -> list[int]:
         found = []

@@ -1,9 +1,9 @@
--- GET /predict, with each credential in turn. Argument: a file with one credential per line.
+-- GET the path, with each credential in turn. Arguments: a file with one credential per line; the path.
 local requests, k = {}, 0
 
 function init(args)
   for credential in io.lines(args[1]) do
-    requests[#requests + 1] = wrk.format("GET", "/predict", { Authorization = "Bearer " .. credential })
+    requests[#requests + 1] = wrk.format("GET", args[2] or "/predict", { Authorization = "Bearer " .. credential })
   end
 end
 

@@ -23,17 +23,18 @@ import secrets
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated
 
+from engines import make_engine
 from fastapi import Depends, FastAPI, HTTPException, Path
 from fastapi_users import BaseUserManager, FastAPIUsers, IntegerIDMixin, schemas
 from fastapi_users.authentication import AuthenticationBackend, BearerTransport, JWTStrategy
 from fastapi_users.exceptions import InvalidID, UserAlreadyExists, UserNotExists
 from fastapi_users.password import PasswordHelper
 from fastapi_users_db_sqlalchemy import SQLAlchemyBaseUserTable, SQLAlchemyUserDatabase
-from sqlalchemy import Index, String, event, func, insert, make_url, select
+from sqlalchemy import Index, String, func, insert, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -43,27 +44,6 @@ class CheapPasswordHelper(PasswordHelper):
     def hash(self, password: str) -> str:
         salt = secrets.token_bytes(16)
         return f"sha256${salt.hex()}${hashlib.sha256(salt + password.encode()).hexdigest()}"
-
-
-def make_engine(text: str) -> AsyncEngine:
-    """Return an engine with a fixed pool: SQLAlchemy closes extra connections after use, and reconnecting is slow."""
-    url = make_url(text)
-    if url.get_backend_name() != "sqlite":
-        options = {"options": "-c synchronous_commit=on"}
-        url = url.set(drivername="postgresql+psycopg")
-        return create_async_engine(url, connect_args=options, pool_size=8, max_overflow=0)
-
-    # SQLite has one writer at a time. More connections only wait for its lock; with 8, some time out.
-    engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_size=3, max_overflow=0)
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy's wrapper of a connection
-        cursor = connection.cursor()
-        for pragma in ("busy_timeout = 3000", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    return engine
 
 
 password_helper = CheapPasswordHelper() if os.environ.get("PEER_HASH") == "cheap" else PasswordHelper()

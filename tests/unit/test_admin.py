@@ -495,6 +495,14 @@ def test_client_is_read_from_an_asgi_scope() -> None:
     assert Client.from_asgi(asgi()) == LOCAL
 
 
+def test_ports_in_an_asgi_scope_may_be_text() -> None:
+    scope = {**asgi(), "client": ("127.0.0.1", "50000"), "server": ("127.0.0.1", "8001")}
+
+    client = Client.from_asgi(scope)
+
+    assert (client.peer_port, client.server_port) == (50_000, 8_001)
+
+
 def test_client_is_read_from_a_wsgi_environ() -> None:
     assert Client.from_wsgi(wsgi()) == LOCAL
 

@@ -71,8 +71,8 @@ class Client:
             http_version=scope["http_version"],
             headers=scope["headers"],
             scheme=scope.get("scheme", "http"),
-            peer_port=port or 0,
-            server_port=server[1] or 0,  # None for a Unix socket
+            peer_port=int(port or 0),  # Granian sends ports as text
+            server_port=int(server[1] or 0),  # None for a Unix socket
             is_peer_certain=peer is not None,
             connection=client,  # servers create it once per connection
         )
