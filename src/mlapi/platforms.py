@@ -1,5 +1,6 @@
-"""Which operating systems mlapi runs on."""
+"""Which operating systems mlapi runs on, and how many cores they give it."""
 
+import os
 from importlib import import_module
 
 from mlapi.domain.errors import ConfigurationError
@@ -22,3 +23,8 @@ def require_unix() -> None:
             "mlapi needs Linux or macOS: on Windows, run it in WSL (https://learn.microsoft.com/windows/wsl)."
             " Only `import mlapi` and the fakes in mlapi.testing work everywhere"
         ) from None
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

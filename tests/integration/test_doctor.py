@@ -293,7 +293,7 @@ def test_unavailable_database_is_reported_with_one_solution(
     def fail(_settings: object) -> None:
         raise RepositoryUnavailableError(reason)
 
-    monkeypatch.setattr("mlapi.entrypoints.cli.doctor.check_database", fail)
+    monkeypatch.setattr("mlapi.bootstrap.check_database", fail)
     monkeypatch.setenv("MLAPI_DATABASE__URL", url)
     (folder / "mlapi.db").touch(0o600)
 

@@ -133,6 +133,18 @@ def test_application_on_sqlite_loads_only_what_it_needs(tmp_path: Path) -> None:
     assert run_python(code, tmp_path, **secrets) == ["[]"]
 
 
+@pytest.mark.parametrize("command", [(), ("users",), ("keys",), ("serve",), ("db",), ("doctor",)])
+def test_help_of_the_command_line_loads_no_heavy_libraries(command: tuple[str, ...], tmp_path: Path) -> None:
+    heavy = "alembic argon2 cryptography jinja2 jwt psycopg sqlalchemy starlette uvicorn"
+    code = (
+        "import atexit, sys; from mlapi.entrypoints.cli import main\n"
+        f"atexit.register(lambda: print(sorted(sys.modules.keys() & set('{heavy}'.split()))))\n"
+        f"main({[*command, '--help']})"
+    )
+
+    assert run_python(code, tmp_path)[-1] == "[]"
+
+
 def test_fakes_import_neither_pytest_nor_heavy_libraries(tmp_path: Path) -> None:
     heavy = "alembic argon2 click cryptography httpx2 jwt limits msgspec pytest sqlalchemy starlette uvicorn yaml"
     code = f"import sys, mlapi.testing; print(sorted(sys.modules.keys() & set('{heavy}'.split())))"

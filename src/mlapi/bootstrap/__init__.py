@@ -7,9 +7,6 @@ neither backups nor the adoption of legacy databases.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mlapi.bootstrap.guard import async_guard as async_guard
-from mlapi.bootstrap.guard import open_guard as open_guard
-
 if TYPE_CHECKING:
     from mlapi.adapters.sql.adoption import Adoption as Adoption
     from mlapi.adapters.sql.adoption import Choice as Choice
@@ -21,6 +18,8 @@ if TYPE_CHECKING:
     from mlapi.bootstrap.backups import PreparedRestore as PreparedRestore
     from mlapi.bootstrap.backups import back_up as back_up
     from mlapi.bootstrap.backups import open_restore as open_restore
+    from mlapi.bootstrap.guard import async_guard as async_guard
+    from mlapi.bootstrap.guard import open_guard as open_guard
     from mlapi.bootstrap.mail import MailCheck as MailCheck
     from mlapi.bootstrap.mail import check_mail as check_mail
     from mlapi.bootstrap.mail import make_transport as make_transport
@@ -51,6 +50,7 @@ _NAMES_BY_MODULE = {
     "mlapi.application.database_check": "DatabaseCheck",
     "mlapi.application.login_throttle": "AttemptLimits",
     "mlapi.bootstrap.backups": "Backup PreparedRestore back_up open_restore",
+    "mlapi.bootstrap.guard": "async_guard open_guard",
     "mlapi.bootstrap.mail": "MailCheck check_mail make_transport send_test_mail sending_mail",
     "mlapi.bootstrap.maintenance": (
         "check_database locate_data open_adoption open_secret_rotation open_user_import upgrade_database"

@@ -6,7 +6,7 @@ from pathlib import Path
 import attrs
 import click
 
-from mlapi.bootstrap import PreparedRestore, back_up, open_restore
+from mlapi import bootstrap
 from mlapi.config import load_settings
 from mlapi.domain.backups import Affected, RestoreEffects
 from mlapi.entrypoints.cli.output import command_errors, format_count, json_option, show
@@ -43,7 +43,7 @@ def backup_command(file: Path, *, force: bool, without_secrets: bool, as_json: b
     current account can read the files. For PostgreSQL, the command prints how to use pg_dump.
     """
     with command_errors():
-        done = back_up(load_settings(), file, replace=force, with_secrets=not without_secrets)
+        done = bootstrap.back_up(load_settings(), file, replace=force, with_secrets=not without_secrets)
     lines = [f"backed up {format_count(done.users, 'user')} to {done.file}"]
     if done.secrets_copy is None:
         lines.append(f"keep {done.secrets_location}, too: without the key, no password in this backup can be verified")
@@ -78,7 +78,7 @@ def restore_command(file: Path, *, end_tokens: bool | None, yes: bool, as_json: 
     """
     if not yes:
         require_terminal()
-    with command_errors(), open_restore(load_settings(), file) as restore:
+    with command_errors(), bootstrap.open_restore(load_settings(), file) as restore:
         found = restore.effects
         effects = _without_revoked(found, end_tokens=end_tokens)
         click.echo("\n".join(_describe(file, restore, effects)), err=as_json)
@@ -109,7 +109,7 @@ def _without_revoked(effects: RestoreEffects | None, *, end_tokens: bool | None)
     return attrs.evolve(effects, revived_tokens=Affected()) if effects is not None and end_tokens else effects
 
 
-def _describe(file: Path, restore: PreparedRestore, effects: RestoreEffects | None) -> Iterator[str]:
+def _describe(file: Path, restore: "bootstrap.PreparedRestore", effects: RestoreEffects | None) -> Iterator[str]:
     yield f"{file} contains {format_count(restore.users, 'user')}. Restoring it changes {restore.target}:"
     if restore.secrets_source is not None:
         yield f"  the secrets are restored from {restore.secrets_source}"

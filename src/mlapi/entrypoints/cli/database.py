@@ -4,22 +4,13 @@ from collections.abc import Iterator
 
 import click
 
-from mlapi.bootstrap import (
-    Adoption,
-    Choice,
-    DatabaseCheck,
-    Finding,
-    Found,
-    check_database,
-    open_adoption,
-    upgrade_database,
-)
+from mlapi import bootstrap
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli.output import EXIT_ERROR, CommandError, CommandGroup, command_errors, json_option, show
 
 _MAX_SHOWN_USERS = 20
 _MAX_SHOWN_NAME_CHARS = 60
-_OPTIONS: dict[Choice, str] = {
+_OPTIONS: "dict[bootstrap.Choice, str]" = {
     "rename_duplicates": "--rename-duplicates",
     "rename_invalid": "--rename-invalid",
     "lock_passwordless": "--lock-passwordless",
@@ -42,7 +33,7 @@ def database_commands() -> None:
 def db_upgrade(*, as_json: bool) -> None:
     """Upgrade the schema to the newest revision."""
     with command_errors():
-        before, after = upgrade_database(load_settings())
+        before, after = bootstrap.upgrade_database(load_settings())
     show(f"schema: {before or 'none'} -> {after}", {"before": before, "after": after}, as_json=as_json)
 
 
@@ -64,7 +55,7 @@ def db_adopt(*, timezone: str | None, dry_run: bool, as_json: bool, **choices: b
     it names the options and changes nothing. All users keep their ids, times and stored passwords.
     """
     chosen = [choice for choice in _OPTIONS if choices[choice]]
-    with command_errors(), open_adoption(load_settings(), timezone=timezone, plan_only=dry_run) as adoption:
+    with command_errors(), bootstrap.open_adoption(load_settings(), timezone=timezone, plan_only=dry_run) as adoption:
         if (revision := adoption.revision) is not None:
             result = {"adopted": False, "revision": revision}
             show(
@@ -98,7 +89,7 @@ def db_adopt(*, timezone: str | None, dry_run: bool, as_json: bool, **choices: b
 def db_check(*, as_json: bool) -> None:
     """Check the database without changing anything. Exits with code 3 if there are problems."""
     with command_errors():
-        check = check_database(load_settings())
+        check = bootstrap.check_database(load_settings())
     found, problems = check.found, list(find_problems(check))
     facts = {
         "kind": "origin" if found.kind == "legacy" else found.kind,
@@ -119,7 +110,7 @@ def db_check(*, as_json: bool) -> None:
         raise click.exceptions.Exit(EXIT_ERROR)
 
 
-def _report(adoption: Adoption, *, as_json: bool) -> None:
+def _report(adoption: "bootstrap.Adoption", *, as_json: bool) -> None:
     survey = adoption.survey
     if as_json:
         for finding in survey.findings:
@@ -140,7 +131,7 @@ def _report(adoption: Adoption, *, as_json: bool) -> None:
             click.echo(f"         ... and {finding.users - _MAX_SHOWN_USERS} more; --json lists all")
 
 
-def _as_line(finding: Finding, found: Found) -> str:
+def _as_line(finding: "bootstrap.Finding", found: "bootstrap.Found") -> str:
     shown = repr(found.username)  # escapes terminal control characters
     shown = shown if len(shown) <= _MAX_SHOWN_NAME_CHARS else f"{shown[:_MAX_SHOWN_NAME_CHARS]}..."
     detail = f" {found.detail}" if isinstance(found.detail, str) else ""
@@ -149,7 +140,7 @@ def _as_line(finding: Finding, found: Found) -> str:
     return f"{found.user_id:>8} {shown}{detail}"
 
 
-def _as_json(finding: Finding, found: Found) -> dict[str, object]:
+def _as_json(finding: "bootstrap.Finding", found: "bootstrap.Found") -> dict[str, object]:
     name = found.username
     if name is not None:
         name = str(name).encode("utf-8", "backslashreplace").decode()  # SQLite may return bytes or invalid Unicode
@@ -159,7 +150,7 @@ def _as_json(finding: Finding, found: Found) -> dict[str, object]:
     return line if found.detail is None else {**line, "problem": found.detail}
 
 
-def _find_obstacle(obstacles: list[str], undecided: list[Choice]) -> str | None:
+def _find_obstacle(obstacles: list[str], undecided: "list[bootstrap.Choice]") -> str | None:
     if obstacles:
         return f"nothing was changed: {'; '.join(obstacles)}"
     if undecided:
@@ -167,7 +158,7 @@ def _find_obstacle(obstacles: list[str], undecided: list[Choice]) -> str | None:
     return None
 
 
-def find_problems(check: DatabaseCheck) -> Iterator[str]:
+def find_problems(check: "bootstrap.DatabaseCheck") -> Iterator[str]:
     """Yield a message for each problem, which includes the solution."""
     found = check.found
     if found.kind == "legacy":

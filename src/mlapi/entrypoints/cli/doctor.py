@@ -12,7 +12,7 @@ from typing import Literal
 import attrs
 import click
 
-from mlapi.bootstrap import DatabaseCheck, check_database, check_mail, locate_data
+from mlapi import bootstrap
 from mlapi.config import Settings, load_settings, locate_config_file
 from mlapi.config.plans import make_plans
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
@@ -80,7 +80,7 @@ def run_checks() -> Iterator[Check]:
     if settings.plans:
         yield Check("plans", "ok", _describe_plans(make_plans(settings)))
     try:
-        files, secrets = locate_data(settings)
+        files, secrets = bootstrap.locate_data(settings)
     except ConfigurationError as error:
         yield Check("database", "problem", str(error))
         return
@@ -136,7 +136,7 @@ def _check_access(settings: Settings) -> Iterator[Check]:
 
 
 def _check_mail(settings: Settings) -> Iterator[Check]:
-    check = check_mail(settings)
+    check = bootstrap.check_mail(settings)
     if check.error is None:
         yield Check("mail", "ok", f"{check.server} accepts this client: {check.connection}")
     else:
@@ -168,7 +168,7 @@ def _check_database(
         if not files[0].exists():
             return
     try:
-        check = check_database(settings)
+        check = bootstrap.check_database(settings)
     except ConfigurationError as error:
         yield Check("database", "problem", str(error))
         return
@@ -236,7 +236,7 @@ def _describe_plans(plans: Plans) -> str:
     return f"{', '.join(described)}; users without a plan have {default}"
 
 
-def _check_plans(settings: Settings, check: DatabaseCheck) -> Iterator[Check]:
+def _check_plans(settings: Settings, check: "bootstrap.DatabaseCheck") -> Iterator[Check]:
     for plan, count in check.found.plans:
         if plan in settings.plans:
             continue
@@ -269,7 +269,7 @@ def _check_managers(managers: Sequence[Manager]) -> Iterator[Check]:
         yield Check("managers", "warning", message)
 
 
-def _check_clock(check: DatabaseCheck) -> Iterator[Check]:
+def _check_clock(check: "bootstrap.DatabaseCheck") -> Iterator[Check]:
     now = utc_now()
     skew = abs(now - check.found.clock) if check.found.clock is not None else timedelta()
     latest = check.found.latest_change

@@ -1,13 +1,12 @@
 """``mlapi users link`` and ``mlapi users invite``: one-time links for setting a password."""
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from mlapi.application.users import Users
-from mlapi.bootstrap import Service
 from mlapi.domain.users import User, UserId
 from mlapi.entrypoints.cli.operator import open_service_as_operator
 from mlapi.entrypoints.cli.output import UsageError, json_option
@@ -16,6 +15,9 @@ from mlapi.entrypoints.cli.tables import format_time
 from mlapi.entrypoints.cli.user_details import NewExpiry, details_options, parse_changes
 from mlapi.entrypoints.wire.paths import LINKS_PATH
 from mlapi.entrypoints.wire.responses import PasswordLink
+
+if TYPE_CHECKING:
+    from mlapi.bootstrap import Service
 
 _URL = re.compile(r"https?://[^\s/?#]+[^\s?#]*")
 
@@ -78,7 +80,7 @@ def users_invite(
     _show(done, invitation, as_json=as_json)
 
 
-def _find_base(service: Service, url: str | None) -> str:
+def _find_base(service: "Service", url: str | None) -> str:
     """Return the beginning of links, without a slash at its end.
 
     Raises:

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import click
 
-from mlapi.bootstrap import send_test_mail
+from mlapi import bootstrap
 from mlapi.config import load_settings
 from mlapi.domain.mail import MailError, MailKind
 from mlapi.domain.outbox import MailId, QueuedMail
@@ -84,7 +84,7 @@ def mail_test(address: str) -> None:
     with command_errors():
         settings = load_settings()
         try:
-            send_test_mail(settings, address)
+            bootstrap.send_test_mail(settings, address)
         except MailError as error:
             raise CommandError(f"the mail was not sent: {error}") from None
     click.echo(f"the mail server accepted a mail to {printable(address)}")

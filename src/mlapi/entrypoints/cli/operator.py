@@ -4,18 +4,22 @@ import os
 import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import attrs
 
+from mlapi import bootstrap
 from mlapi.application.users import Users
-from mlapi.bootstrap import Service, open_service
 from mlapi.config import Settings, load_settings
 from mlapi.domain.actors import Actor
 from mlapi.entrypoints.cli.output import command_errors
 
+if TYPE_CHECKING:
+    from mlapi.bootstrap import Service
+
 
 @contextmanager
-def open_service_as_operator(*, settings: Settings | None = None, may_create: bool = False) -> Iterator[Service]:
+def open_service_as_operator(*, settings: Settings | None = None, may_create: bool = False) -> "Iterator[Service]":
     """Yield the configured service. The audit trail records the operator as the actor of every change.
 
     Args:
@@ -27,7 +31,7 @@ def open_service_as_operator(*, settings: Settings | None = None, may_create: bo
     """
     with command_errors():
         settings = load_settings() if settings is None else settings
-        with open_service(settings, must_be_available=True, may_create=may_create) as service:
+        with bootstrap.open_service(settings, must_be_available=True, may_create=may_create) as service:
             actor = Actor(f"command line of {account_name()}")
             yield attrs.evolve(service, users=service.users.as_actor(actor), managers=service.managers.as_actor(actor))
 

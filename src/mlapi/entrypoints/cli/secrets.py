@@ -5,8 +5,8 @@ import sys
 
 import click
 
+from mlapi import bootstrap
 from mlapi.application.secret_rotation import SecretPendingError, SecretRotation
-from mlapi.bootstrap import open_secret_rotation
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli.manual_rotation import SecretSource, describe_steps
 from mlapi.entrypoints.cli.output import EXIT_PARTIAL, CommandGroup, command_errors, json_option, show
@@ -40,7 +40,7 @@ def secrets_rotate(kind: str | None, *, as_json: bool) -> None:
     the new key on standard output and the steps to take on standard error, and exits with code 4.
     """
     try:
-        with command_errors(), open_secret_rotation(load_settings()) as rotation:
+        with command_errors(), bootstrap.open_secret_rotation(load_settings()) as rotation:
             _rotate(rotation, kind, as_json=as_json)
     except SecretPendingError as error:
         pending, source = error.pending, SecretSource.find(error.pending, os.environ)
@@ -80,7 +80,7 @@ def _reencrypt(rotation: SecretRotation) -> int:
 @json_option
 def secrets_prune(*, as_json: bool) -> None:
     """Remove unused keys and salts from the secrets file."""
-    with command_errors(), open_secret_rotation(load_settings()) as rotation:
+    with command_errors(), bootstrap.open_secret_rotation(load_settings()) as rotation:
         kept = rotation.prune()
     lines = [*(f"kept {reason}" for reason in kept), "pruned"]
     show("\n".join(lines), {"left": kept}, as_json=as_json)

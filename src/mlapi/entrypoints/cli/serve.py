@@ -13,7 +13,7 @@ from typing import TypeVar
 import click
 import msgspec
 
-from mlapi.bootstrap import locate_data
+from mlapi import bootstrap
 from mlapi.config import Settings, load_settings
 from mlapi.domain.addresses import is_loopback
 from mlapi.entrypoints.admin import AdminPolicy
@@ -239,7 +239,7 @@ def _validate_address(address: str, settings: Settings) -> None:
     """
     if is_loopback(address) or AdminPolicy.from_settings(settings).mode != "local":
         return
-    _, secrets = locate_data(settings)
+    _, secrets = bootstrap.locate_data(settings)
     if secrets.exists and secrets.load().admin_token is not None:
         return
     raise CommandError(

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from mlapi import bootstrap
 from mlapi.application.user_import import Row, UserImport
-from mlapi.bootstrap import open_user_import, open_users
 from mlapi.config import load_settings
 from mlapi.domain.actors import Actor
 from mlapi.domain.errors import MlapiError
@@ -20,8 +20,8 @@ from mlapi.entrypoints.cli.operator import account_name
 from mlapi.entrypoints.cli.output import EXIT_INTERRUPTED, EXIT_PARTIAL, CommandError, command_errors, json_option, show
 from mlapi.entrypoints.cli.selection import filter_options
 from mlapi.entrypoints.cli.user_files import FileFormat, read_rows, write_users
-from mlapi.entrypoints.http.thread_pool import cores
 from mlapi.entrypoints.logs import generate_request_id
+from mlapi.platforms import cores
 
 _PAGE_SIZE = 2_000
 _FORMAT_BY_SUFFIX: dict[str, FileFormat] = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -69,7 +69,7 @@ def users_import(
     path = rejects or (Path() if file == STDIO else file.parent) / f"{_name_of(file)}.rejects.jsonl"
     with command_errors(), open_input(file) as stream, closing(RejectsFile(path, source=stream)) as report:
         settings, actor = load_settings(), Actor(f"import by {account_name()}", generate_request_id())
-        with open_user_import(settings, report, actor=actor, threads=cores(), dry_run=dry_run) as importing:
+        with bootstrap.open_user_import(settings, report, actor=actor, threads=cores(), dry_run=dry_run) as importing:
             rows = read_rows(stream, file_format, ignore_columns=ignore_columns)
             _run(importing, rows, size_bytes=size_of(stream))
     summary = importing.summary
@@ -120,7 +120,7 @@ def users_export(
     with (
         command_errors(),
         open_output(file, force=force) as stream,
-        open_users(load_settings(), must_be_available=True, may_create=False) as users,
+        bootstrap.open_users(load_settings(), must_be_available=True, may_create=False) as users,
     ):
         selected = users.iterate_users(matching, batch_size=_PAGE_SIZE)
         with _progress_bar("exporting", users.count()) as bar:

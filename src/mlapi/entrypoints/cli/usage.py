@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from mlapi.application.usage_reports import iterate_usage
-from mlapi.bootstrap import Service
 from mlapi.domain.errors import InvalidFieldsError, UserNotFoundError
 from mlapi.domain.usage import DayRange
 from mlapi.domain.users import User, UserId, utc_now
@@ -18,6 +18,9 @@ from mlapi.entrypoints.cli.tables import Column, format_time, list_format_option
 from mlapi.entrypoints.cli.times import PastTime
 from mlapi.entrypoints.wire import queries
 from mlapi.entrypoints.wire.reports import UsageResponse
+
+if TYPE_CHECKING:
+    from mlapi.bootstrap import Service
 
 _PAGE_USERS = 5000
 """Users per page of totals. The database reads all days for each page, so pages are large."""
@@ -101,7 +104,7 @@ def _parse_days(first: datetime | None, last: datetime | None) -> DayRange:
         raise UsageError(f"--{error}") from None
 
 
-def _find_each(service: Service, names: Sequence[str], reference: str | None, report: Report) -> Iterator[UserId]:
+def _find_each(service: "Service", names: Sequence[str], reference: str | None, report: Report) -> Iterator[UserId]:
     """Yield the ids of the users in the arguments. Usage outlives its user, so accept the ids of removed users."""
 
     def find(name: str) -> UserId:
@@ -116,7 +119,7 @@ def _find_each(service: Service, names: Sequence[str], reference: str | None, re
     return find_each(names, find, report)
 
 
-def _sum(service: Service, days: DayRange, user_id: UserId | None) -> Iterator[_TotalRow]:
+def _sum(service: "Service", days: DayRange, user_id: UserId | None) -> Iterator[_TotalRow]:
     """Yield the sums of one user, or of all users that have usage."""
     last = None
     while page := service.usage.sum_per_user(
@@ -130,6 +133,6 @@ def _sum(service: Service, days: DayRange, user_id: UserId | None) -> Iterator[_
         yield _TotalRow(user_id, name, 0, 0, None)
 
 
-def _find_names(service: Service, user_ids: Sequence[UserId]) -> list[str | None]:
+def _find_names(service: "Service", user_ids: Sequence[UserId]) -> list[str | None]:
     users = service.users.repository.find_principals(user_ids)
     return [user.username if isinstance(user, User) else None for user in users]

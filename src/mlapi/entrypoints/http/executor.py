@@ -18,7 +18,8 @@ from mlapi.domain.ports import PasswordCipher, is_costly
 from mlapi.domain.users import User, UserId
 from mlapi.entrypoints.http.search_pool import SearchPool
 from mlapi.entrypoints.http.shared_call import SharedCall
-from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, Priority, Turn, cores
+from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, Priority, Turn
+from mlapi.platforms import cores
 
 MAX_QUEUED_PER_HASHING_THREAD = 64  # a thread hashes about this many in 1.3 to 3.2 seconds, at 20 to 50 ms each
 LOGIN_THREADS = 4

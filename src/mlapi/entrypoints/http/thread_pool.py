@@ -1,7 +1,6 @@
 """Run blocking calls from an event loop, in a thread pool with bounded queues. Clients take turns in each queue."""
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -198,8 +197,3 @@ class _FairQueue:
         if len(most_calls) <= len(self._waiting.get(client, ())) + 1:
             return None
         return next(reversed(most_calls))
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
