@@ -106,14 +106,14 @@ class _Candidate:
     def key(self) -> UsernameKey:
         return canonical_username(self.username)
 
-    def to_command(self, users: Users, actor: Actor) -> Register:
+    def to_command(self, users: Users, actor: Actor, at: datetime) -> Register:
         return Register(
             username=self.username,
             password=self.encrypted or users.cipher.encrypt(self.password or ""),
             email=self.email,
             enabled=self.enabled,
             pending=self.pending,
-            at=utc_now(),
+            at=at,
             created=self.created,
             expires_datetime=self.expires,
             plan=self.plan,
@@ -173,23 +173,25 @@ class UserImport:
     def run(self, rows: Iterable[Row]) -> Generator[int, None, None]:
         """Import the rows in order; after each batch, yield the offset in bytes of the next row.
 
-        While one batch is stored, the next one is hashed.
+        While one batch is stored, a thread validates and encrypts the next one.
 
         Raises:
             RepositoryUnavailableError: if the database is unavailable. Stored batches are kept.
         """
-        pool = ThreadPoolExecutor(self._threads)
+        hashing = ThreadPoolExecutor(self._threads)
+        preparing_in_order = ThreadPoolExecutor(1)
         try:
             previous = None
             for batch_rows in self._batches(rows):
-                batch = self._prepare(batch_rows, pool)
+                preparing = preparing_in_order.submit(self._prepare, batch_rows, hashing)
                 if previous is not None:
-                    yield self._store_uninterrupted(previous)
-                previous = batch
+                    yield self._store_uninterrupted(previous.result())
+                previous = preparing
             if previous is not None:
-                yield self._store_uninterrupted(previous)
+                yield self._store_uninterrupted(previous.result())
         finally:
-            pool.shutdown(cancel_futures=True)
+            preparing_in_order.shutdown(cancel_futures=True)
+            hashing.shutdown(cancel_futures=True)
 
     def _batches(self, rows: Iterable[Row]) -> Iterator[list[Row]]:
         max_hashes = HASHES_PER_THREAD * self._threads
@@ -207,9 +209,9 @@ class UserImport:
     def _needs_hashing(self, row: Row) -> bool:
         return self._is_hashing and "password" in row.values
 
-    def _prepare(self, rows: list[Row], pool: ThreadPoolExecutor) -> _PreparedBatch:
+    def _prepare(self, rows: list[Row], hashing: ThreadPoolExecutor) -> _PreparedBatch:
         """Validate rows, look up existing users, and start encrypting the passwords of new users."""
-        started = time.monotonic()
+        started, at = time.monotonic(), utc_now()
         validated = [self._validate(row) for row in rows]
         candidates = [candidate for candidate in validated if isinstance(candidate, _Candidate)]
         found = dict(zip(candidates, self._users.repository.find_many([one.key for one in candidates]), strict=True))
@@ -224,11 +226,11 @@ class UserImport:
             if (existing := found[row]) is not None:
                 return UserExistsError(existing.id)
             actor = self._actor if row is first else repeated
-            return row if self._dry_run else row.to_command(self._users, actor)
+            return row if self._dry_run else row.to_command(self._users, actor, at)
 
         # argon2 releases the GIL, so threads speed up hashing. Other rows would gain nothing from threads.
         in_threads = any(map(self._needs_hashing, rows))
-        prepared = pool.map(prepare, validated) if in_threads else list(map(prepare, validated))
+        prepared = hashing.map(prepare, validated) if in_threads else list(map(prepare, validated))
         return _PreparedBatch(rows, started, prepared, {user.id: user for user in found.values() if user is not None})
 
     def _validate(self, row: Row) -> _Candidate | InvalidFieldsError:
@@ -259,7 +261,7 @@ class UserImport:
                 None if enabled is not None else "must be true or false, also written 1/0, t/f, yes/no or on/off",
             ),
             ("pending", _find_pending_error(pending, enabled=enabled)),
-            *find_detail_errors({"plan": plan}, self._users.plans),
+            *(() if plan is None else find_detail_errors({"plan": plan}, self._users.plans)),
         ]
         times: dict[str, datetime | None] = {}
         for name in ("created_datetime", "expires_datetime"):
@@ -291,7 +293,7 @@ class UserImport:
             email=str(email),
             enabled=enabled is True,
             pending=cast("Pending | None", pending),
-            created=times["created_datetime"] or utc_now(),
+            created=times["created_datetime"],
             expires=times["expires_datetime"],
             plan=None if plan is None else str(plan),
             metadata=metadata,

@@ -87,6 +87,8 @@ def find_metadata_error(value: object) -> str | None:
 
 def find_changed_keys(before: Metadata, after: Metadata) -> list[str]:
     """Return the sorted keys whose values differ."""
+    if before.value == after.value:
+        return []
     old, new = [{key: _encode(value) for key, value in each.as_dict().items()} for each in (before, after)]
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 

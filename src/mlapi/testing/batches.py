@@ -15,6 +15,7 @@ from mlapi import (
     UserNotFoundError,
     UserRepository,
 )
+from mlapi.domain.actors import Actor
 from mlapi.domain.commands import (
     AddApiKey,
     ChangePassword,
@@ -27,6 +28,7 @@ from mlapi.domain.commands import (
     UpdateUser,
     UserChange,
 )
+from mlapi.domain.metadata import Metadata
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import EncryptedPassword
 from mlapi.testing.samples import (
@@ -226,3 +228,29 @@ class BatchContract:
         ]
         assert repository.get(ada.id) == outcomes[-1]
         assert repository.get(ada.id).enabled
+
+    def test_users_of_a_large_batch_keep_every_field(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        full = registration(
+            "Zoë \U0001f98b",
+            expires_datetime=LATER,
+            plan="pro",
+            metadata=Metadata.from_json('{"quote": "\\"ü\\"", "n": 1.5}'),
+            enabled=False,
+            pending="email",
+            actor=Actor("import", "request"),
+        )
+        others = [registration(f"user{number}", created=LATER) for number in range(200)]
+
+        outcomes = repository.apply([others[0], registration("ADA"), full, *others])
+
+        assert rejections(outcomes) == [UserExistsError(ada.id), UserExistsError(ada.id + 1)]
+        users = [outcome for outcome in outcomes if isinstance(outcome, User)]
+        assert repository.list_page(after=ada.id, limit=1000) == users
+        assert users == [
+            command.as_user(UserId(user.id))
+            for command, user in zip([others[0], full, *others[1:]], users, strict=True)
+        ]
+        entries = repository.audit.list_page(limit=1000)[-2::-1]  # without the first entry, which belongs to ada
+        assert [entry.user_id for entry in entries if entry.outcome == "done"] == [user.id for user in users]
+        assert [entry.user_id for entry in entries if entry.outcome == "user_exists"] == [ada.id, ada.id + 1]

@@ -190,7 +190,7 @@ class _KeyRing:
         self._salt_by_id[""] = salts[-1]  # the oldest hashes have no salt id, because only one salt existed then
 
     def encrypt(self, plaintext: str) -> str:
-        return self._fernet.encrypt(plaintext.encode()).decode("ascii")
+        return self._newest.encrypt(plaintext.encode()).decode("ascii")
 
     def decrypt(self, token: str) -> str | None:
         """Return the plaintext; log a warning and return None if no key decrypts the token."""

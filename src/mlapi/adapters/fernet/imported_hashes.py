@@ -100,7 +100,7 @@ def find_hash_error(text: object) -> str | None:
 
 def is_hash(text: str) -> bool:
     """Return whether a text has one of the supported formats, whatever its costs."""
-    return len(text) <= MAX_HASH_CHARS and any(hash_format.match(text) for hash_format in _FORMATS)
+    return "$" in text and len(text) <= MAX_HASH_CHARS and any(hash_format.match(text) for hash_format in _FORMATS)
 
 
 def verify_hash(password: bytes, text: str) -> bool:

@@ -13,6 +13,7 @@ import io
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import Enum, auto
 from typing import BinaryIO
 
@@ -24,6 +25,7 @@ MAX_RECORD_BYTES = 64 * 1024
 MAX_AHEAD_BYTES = 8 * 1024
 """How far to read ahead for the end of a malformed record. Most records are shorter, and this much is read quickly."""
 _SEPARATORS = (b",", b";", b"\t")
+_PLAIN_LINE = re.compile(rb'([^"\0\r\n]{1,%d})\r?\n' % (MAX_RECORD_BYTES // 2))
 
 
 @attrs.frozen
@@ -49,6 +51,10 @@ def read_csv(stream: BinaryIO, *, known_column: str = "username") -> Iterator[Cs
     while line := lines.readline():
         if columns is None:
             separator = _find_separator(line, known_column.encode())
+        elif (cells := _split_plain_line(line, separator)) is not None:
+            yield CsvRecord(number, lines.offset_bytes, cells)
+            number = lines.number
+            continue
         content, error = _read_record(line, lines, _Format(separator, columns))
         if error is not None:
             yield CsvRecord(number, lines.offset_bytes, error=error)
@@ -57,6 +63,15 @@ def read_csv(stream: BinaryIO, *, known_column: str = "username") -> Iterator[Cs
             columns = len(cells) if columns is None else columns
             yield CsvRecord(number, lines.offset_bytes, cells)
         number = lines.number
+
+
+def _split_plain_line(line: bytes, separator: bytes) -> list[str] | None:
+    """Split a record that is one line without quotes, like most records. Return None for others and malformed ones."""
+    match = _PLAIN_LINE.fullmatch(line)
+    if match is not None:
+        with suppress(UnicodeDecodeError):
+            return match[1].decode("utf-8").split(separator.decode("ascii"))
+    return None
 
 
 def _find_separator(header: bytes, column: bytes) -> bytes:

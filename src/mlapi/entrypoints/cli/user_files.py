@@ -7,7 +7,6 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO, Literal, TextIO
 
-import attrs
 import msgspec
 
 from mlapi.application.user_import import Row
@@ -74,13 +73,13 @@ def _csv_rows(records: Iterator[CsvRecord], *, ignore_columns: bool) -> Iterator
         raise CommandError("the file is empty")
     columns = _parse_header(header.cells or [], ignore_columns=ignore_columns)
     for record in records:
-        row = Row(record.number, record.end_offset_bytes)
-        if record.cells is None:
-            yield _invalid(row, record.error)
-        elif len(record.cells) != len(columns):
-            yield _invalid(row, f"must have {len(columns)} cells to match the header, but has {len(record.cells)}")
+        position, cells = (record.number, record.end_offset_bytes), record.cells
+        if cells is None:
+            yield _invalid(Row(*position), record.error)
+        elif len(cells) != len(columns):
+            yield _invalid(Row(*position), f"must have {len(columns)} cells to match the header, but has {len(cells)}")
         else:
-            yield attrs.evolve(row, values=dict(zip(columns, record.cells, strict=True)))
+            yield Row(*position, dict(zip(columns, cells, strict=True)))
 
 
 def _parse_header(columns: list[str], *, ignore_columns: bool) -> list[str]:

@@ -44,16 +44,14 @@ from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.outbox import QueuedMail, make_queued_mails
 from mlapi.domain.users import User, UserId, UsernameKey
 
+_MANY_ROWS = 100
+"""From this number on, rows are inserted by a single statement, with a JSON parameter. It has fixed costs, but does not
+lock and unlock the interpreter for each row, while other threads of the process want to run."""
+
 
 def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
     """Apply commands in order in the current transaction, and write the audit entries."""
-    outcomes = [
-        outcome
-        for columns, group in groupby(commands, _columns_of_change)
-        for outcome in (
-            _apply_each(connection, list(group)) if columns is None else _change_all(connection, columns, list(group))
-        )
-    ]
+    outcomes = _apply_in_order(connection, commands)
     removed = [
         outcome.id
         for command, outcome in zip(commands, outcomes, strict=True)
@@ -68,7 +66,11 @@ def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[O
 
 
 def add_audit_entries(connection: sqlite3.Connection, entries: Sequence[AuditEntry]) -> None:
-    connection.executemany(sql.INSERT_AUDIT, [_audit_row(entry) for entry in entries])
+    new_rows = [_audit_row(entry) for entry in entries]
+    if len(new_rows) < _MANY_ROWS:
+        connection.executemany(sql.INSERT_AUDIT, new_rows)
+    else:
+        connection.execute(sql.INSERT_AUDIT_ENTRIES, {"rows": msgspec.json.encode(new_rows).decode()})
 
 
 def find_users(connection: sqlite3.Connection, keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
@@ -97,6 +99,20 @@ def add_counts(
         sql.ADD_COUNTS, {"keys": msgspec.json.encode(keys).decode(), "now": now, "ends_at": ends_at}
     )
     return statements.counts_by_key(added.fetchall())
+
+
+def _apply_in_order(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
+    if len(commands) >= _MANY_ROWS:
+        registrations = [command for command in commands if isinstance(command, Register)]
+        if len(registrations) == len(commands):
+            return _register_all(connection, registrations)
+    return [
+        outcome
+        for columns, group in groupby(commands, _columns_of_change)
+        for outcome in (
+            _apply_each(connection, list(group)) if columns is None else _change_all(connection, columns, list(group))
+        )
+    ]
 
 
 def _columns_of_change(command: Command) -> tuple[str, ...] | None:
@@ -232,6 +248,22 @@ def _register(connection: sqlite3.Connection, command: Register) -> Outcome:
     # The name is taken. This transaction holds the only write lock, so the user with the name still exists.
     ((user_id,),) = connection.execute(sql.ID_BY_USERNAME_KEY, {"username_key": command.username_key}).fetchall()
     return UserExistsError(user_id)
+
+
+def _register_all(connection: sqlite3.Connection, commands: Sequence[Register]) -> list[Outcome]:
+    """Register users with a single statement, such as a batch of an import."""
+    new_rows = msgspec.json.encode([_user_row(command) for command in commands]).decode()
+    new_ids = dict(connection.execute(sql.INSERT_USERS, {"rows": new_rows}).fetchall())
+    # A name that occurs twice in the batch belongs to its first command.
+    ids = [new_ids.pop(command.username_key, None) for command in commands]
+    taken = [command.username_key for command, user_id in zip(commands, ids, strict=True) if user_id is None]
+    existing_ids = dict(
+        connection.execute(sql.IDS_BY_USERNAME_KEYS, {"keys": msgspec.json.encode(taken).decode()}).fetchall()
+    )
+    return [
+        UserExistsError(existing_ids[command.username_key]) if user_id is None else command.as_user(UserId(user_id))
+        for command, user_id in zip(commands, ids, strict=True)
+    ]
 
 
 def _find_id(connection: sqlite3.Connection, key: UsernameKey | None) -> UserId | None:

@@ -30,6 +30,18 @@ def _insert(source: type[attrs.AttrsInstance], table: Table) -> Insert:
     return insert(table).values({column.name: bindparam(column.name) for column in inserted_columns(source, table)})
 
 
+def _insert_all(source: type[attrs.AttrsInstance], table: Table) -> Insert:
+    """Return an INSERT of several rows, which are lists of the `inserted_columns` in a JSON array.
+
+    A thread that executes it lets other threads run until all rows are inserted.
+    """
+    given = func.json_each(bindparam("rows")).table_valued("value")
+    columns = inserted_columns(source, table)
+    values = (func.json_extract(given.c.value, literal_column(f"'$[{index}]'")) for index in range(len(columns)))
+    # Without WHERE, SQLite would parse ON CONFLICT as a part of a join.
+    return insert(table).from_select([column.name for column in columns], select(*values).where(true()))
+
+
 def _compile_update(template: Update) -> str:
     statement = update(template.table).where(template.table.c.id == bindparam("id"))
     return _compile(statement.values(**template.new_values(bindparam)).returning(*USER_COLUMNS))
@@ -53,6 +65,12 @@ _WITH_KEY_ID = api_keys.c.id == bindparam("id")
 INSERT_USER = _compile(
     _insert(Register, users).on_conflict_do_nothing(index_elements=["username_key"]).returning(users.c.id), _POSITIONAL
 )
+INSERT_USERS = _compile(
+    _insert_all(Register, users)
+    .on_conflict_do_nothing(index_elements=["username_key"])
+    .returning(users.c.username_key, users.c.id)
+)
+IDS_BY_USERNAME_KEYS = _compile(select(users.c.username_key, users.c.id).where(users.c.username_key.in_(_KEYS)))
 ID_BY_USERNAME_KEY = _compile(select(users.c.id).where(users.c.username_key == bindparam("username_key")))
 UPDATE_USER = {command: _compile_update(template) for command, template in USER_UPDATES.items()}
 USER_BY_ID = _compile(_SELECT_USERS.where(_WITH_ID))
@@ -85,6 +103,7 @@ REDEEM_LINK = _compile_update(statements.REDEEM_LINK)
 REMOVE_LINKS = _compile(delete(links).where(links.c.user_id == bindparam("id")))
 
 INSERT_AUDIT = _compile(_insert(AuditEntry, audit), _POSITIONAL)
+INSERT_AUDIT_ENTRIES = _compile(_insert_all(AuditEntry, audit))
 INSERT_MAIL = _compile(_insert(QueuedMail, outbox), _POSITIONAL)
 
 READ_COUNTS = _compile(
