@@ -230,6 +230,18 @@ class EndlessCounts(InMemoryAttempts):
         return [self._counts.get(key, WindowCount(0, 0.0)) for key in keys]
 
 
+class CountingRepeatedKeysOnce(InMemoryStorage):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attempts = DistinctCounts()
+
+
+class DistinctCounts(InMemoryAttempts):
+    def add(self, keys: Sequence[str], *, window_seconds: float) -> list[WindowCount]:
+        super().add(list(dict.fromkeys(keys)), window_seconds=window_seconds)
+        return self.read(keys)
+
+
 class LosingConcurrentAttempts(InMemoryStorage):
     def __init__(self) -> None:
         super().__init__()

@@ -4,15 +4,17 @@ A subclass provides the fixture ``counts``, which starts empty. The tests use re
 during a test last one second.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 
 import pytest
 
 from mlapi import AttemptLimiter, RepositoryUnavailableError, TooManyAttemptsError
+from mlapi.application.async_attempts import BatchedAttemptLimiter
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
-from mlapi.domain.attempts import Attempt, WindowCount
-from mlapi.domain.ports import AttemptCounts
+from mlapi.application.shared_counts import BatchedCounts
+from mlapi.domain.attempts import Attempt, AttemptCounts, WindowCount
 from mlapi.testing.attempts import ELSEWHERE, HOME, give_up, guess, log_in
 
 WINDOW_SECONDS = 60
@@ -213,6 +215,57 @@ class FixedWindowContract:
                 results.append("wrong")
 
         assert results == ["wrong", "wrong", "too many", "too many"]
+
+    @pytest.mark.parametrize(
+        ("limits", "username", "address"),
+        [
+            pytest.param(make_limits(per_name=10), "ada", "192.0.2.{}", id="name"),
+            pytest.param(make_limits(per_address=10), "user{}", HOME, id="address"),
+            pytest.param(make_limits(per_name_and_address=10), "ada", HOME, id="name and address"),
+        ],
+    )
+    def test_failures_in_one_batch_allow_exactly_the_limit(
+        self, counts: AttemptCounts, limits: AttemptLimits, username: str, address: str
+    ) -> None:
+        guesses(FixedWindowAttemptLimiter(counts, limits), *[(username.format(1), address.format(1))] * 7)
+        counted = CountingAttemptCounts(counts)
+        limiters = [FixedWindowAttemptLimiter(counted, limits) for _ in range(16)]  # each in its own process
+        attempts = [Attempt(username=username.format(1), address=address.format(1)) for _ in limiters]
+        for limiter, attempt in zip(limiters, attempts, strict=True):
+            limiter.start(attempt)
+        counted.uses.clear()
+
+        async def record_failures() -> list[BaseException | None]:
+            shared = BatchedCounts(counted)
+            failures = [
+                limiter.record_failure_with(shared, attempt)
+                for limiter, attempt in zip(limiters, attempts, strict=True)
+            ]
+            try:
+                return await asyncio.gather(*failures, return_exceptions=True)
+            finally:
+                shared.close()
+
+        results = asyncio.run(record_failures())
+
+        assert [type(result) for result in results] == [type(None)] * 3 + [TooManyAttemptsError] * 13
+        assert counted.uses == ["add"]
+
+    def test_attempts_in_one_batch_start_within_the_limit(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name_and_address=10))
+        guesses(limiter, *[("ada", HOME)] * 7)
+        attempts = [Attempt(username="ada", address=HOME) for _ in range(16)]
+
+        async def start() -> list[BaseException | None]:
+            batched = BatchedAttemptLimiter(limiter)
+            try:
+                return await asyncio.gather(*map(batched.start, attempts), return_exceptions=True)
+            finally:
+                batched.close()
+
+        results = asyncio.run(start())
+
+        assert results == [None] * 3 + [TooManyAttemptsError(1, is_final=False)] * 13
 
     def test_owner_logins_give_an_attacker_no_extra_guesses(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name=3))

@@ -17,8 +17,7 @@ from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.tables import attempts
 from mlapi.application.login_throttle import KNOWN_ADDRESS_SECONDS, AttemptLimits, FixedWindowAttemptLimiter
-from mlapi.domain.attempts import Attempt, WindowCount
-from mlapi.domain.ports import AttemptCounts
+from mlapi.domain.attempts import Attempt, AttemptCounts, WindowCount
 from mlapi.domain.users import UsernameKey
 from mlapi.testing.attempts import ELSEWHERE, HOME, guess, log_in
 from tests.contract.attempts_contract import WINDOW_SECONDS, FixedWindowContract, guesses, make_limits

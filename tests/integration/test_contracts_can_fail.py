@@ -213,6 +213,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (StorageContract, faulty_storages.CountingEverythingTogether, "test_attempts_are_counted_by_key"),
     (StorageContract, faulty_storages.ExtendingWindows, "test_window_starts_with_its_first_attempt"),
     (StorageContract, faulty_storages.NeverEndingWindows, "test_count_is_zero_after_its_window_ends"),
+    (StorageContract, faulty_storages.CountingRepeatedKeysOnce, "test_repeated_keys_are_counted_each_time"),
     (StorageContract, faulty_storages.LosingConcurrentAttempts, "test_concurrent_attempts_are_all_counted"),
     (AttemptLimiterContract, faulty_adapters.AllowingOneMore, "test_guesses_are_allowed_up_to_the_limit"),
     (AttemptLimiterContract, faulty_adapters.CountingOnlyNames, "test_other_names_and_addresses_are_not_limited"),

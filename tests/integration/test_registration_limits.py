@@ -14,8 +14,7 @@ from mlapi import TooManyAttemptsError, Users
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryUserRepository, PlainCipher
 from mlapi.application import address_limits
 from mlapi.application.address_limits import AddressLimiter
-from mlapi.domain.attempts import WindowCount
-from mlapi.domain.ports import AttemptCounts
+from mlapi.domain.attempts import AttemptCounts, WindowCount
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from tests.counting_cipher import CountingCipher

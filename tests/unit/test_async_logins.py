@@ -207,10 +207,10 @@ def test_too_many_parallel_failures_are_logged(users: Users, caplog: pytest.LogC
 
     results = asyncio.run(run())
 
-    assert [type(result) for result in results] == [InvalidCredentialsError, TooManyAttemptsError]
-    assert caplog.messages == [
-        f"login from {HOME}: wrong password for user 1",
+    assert {type(result) for result in results} == {InvalidCredentialsError, TooManyAttemptsError}
+    assert sorted(caplog.messages) == [  # each process counts in a thread
         f"login from {HOME}: too many attempts",
+        f"login from {HOME}: wrong password for user 1",
     ]
 
 

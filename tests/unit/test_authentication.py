@@ -477,12 +477,6 @@ def test_upgrade_keeps_a_concurrently_changed_password(
 # --- the steps of a login
 
 
-def test_start_returns_the_user(authenticator: Authenticator, ada: User) -> None:
-    found = [authenticator.start(Attempt(username=name, address=HOME)) for name in ("ADA", "Bob", " ")]
-
-    assert found == [ada, None, None]
-
-
 def test_verified_login_says_whether_to_upgrade(authenticator: Authenticator, users: Users, ada: User) -> None:
     old = store_outdated_password(users, ada)
 

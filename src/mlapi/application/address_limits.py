@@ -6,8 +6,8 @@ from typing import final
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.window_counts import WINDOW_SECONDS, count_key, digest, seconds_until
 from mlapi.domain.addresses import rate_limit_key
+from mlapi.domain.attempts import AttemptCounts
 from mlapi.domain.errors import TooManyAttemptsError
-from mlapi.domain.ports import AttemptCounts
 
 _MAX_CACHED_REJECTIONS = 10_000
 

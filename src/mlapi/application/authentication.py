@@ -11,12 +11,15 @@ from typing import final
 
 import attrs
 
+from mlapi.application.async_attempts import AsyncAttemptLimiter, BatchedAttemptLimiter, ExecutedAttemptLimiter
 from mlapi.application.concurrency import ConcurrencyLimit
 from mlapi.application.deadlines import raise_if_disconnected, remaining_seconds
 from mlapi.application.executors import Executor, InlineExecutor
 from mlapi.application.guard import Guard
 from mlapi.application.inline import run_inline
 from mlapi.application.login_history import UnrecordedLogins
+from mlapi.application.login_throttle import FixedWindowAttemptLimiter
+from mlapi.application.lookups import UsernameLookup
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
 from mlapi.application.window_counts import digest
@@ -37,13 +40,14 @@ from mlapi.domain.errors import (
 from mlapi.domain.logins import LoginRecorder, Logins
 from mlapi.domain.ports import AttemptLimiter, Clock, TokenIssuer
 from mlapi.domain.rules import canonical_username
-from mlapi.domain.users import User, utc_now
+from mlapi.domain.users import User, UsernameKey, utc_now
 
 MAX_RUNNING_PER_ADDRESS = 16
 """Maximum number of concurrent logins from one IPv4 address or IPv6 /64 network, in this process."""
 MAX_RUNNING_PER_NAME_AND_ADDRESS = 8
 POLL_SECONDS = 0.05
 _REJECTION_LOG_SECONDS = 60
+_DIGEST_PREFIX = "\0"  # no valid username contains this character
 
 _logger = logging.getLogger("mlapi")
 
@@ -67,6 +71,7 @@ class LoginFlow:
     def __init__(self, authenticator: "Authenticator", executor: Executor) -> None:
         self._authenticator = authenticator
         self._executor = executor
+        self._limiter: AsyncAttemptLimiter = ExecutedAttemptLimiter(authenticator.attempts, executor)
 
     async def log_in(self, *, username: str, password: str, address: str) -> IssuedToken:
         """Return a token. See `Authenticator.log_in`."""
@@ -127,19 +132,22 @@ class LoginFlow:
             user = await self._start(attempt)
             return await self._verify(attempt, user, password)
         finally:
-            self._authenticator.end(attempt)  # an attempt that was not recorded as a failure does not count
+            self._authenticator.attempts.end(attempt)  # an attempt that was not recorded as a failure does not count
 
     async def _start(self, attempt: Attempt) -> User | None:
-        executor = self._executor.for_client(attempt.address)
-        return await executor.query(self._authenticator.start, attempt)
+        await self._limiter.start(attempt)
+        return await self._find(attempt)
+
+    async def _find(self, attempt: Attempt) -> User | None:
+        return self._authenticator.users.find(attempt.username)
 
     async def _verify(self, attempt: Attempt, user: User | None, password: str) -> VerifiedLogin:
         executor = self._executor.for_client(attempt.address)
         verified = await executor.hash(self._authenticator.verify, user, password)
         if verified is None:
-            await executor.query(self._authenticator.record_failure, attempt)
+            await self._limiter.record_failure(attempt)
             raise InvalidCredentialsError
-        await executor.query(self._authenticator.record_success, attempt)
+        await self._limiter.record_success(attempt)
         return verified
 
 
@@ -165,8 +173,8 @@ class Authenticator:
         clock: Clock = utc_now,
     ) -> None:
         self.users = users
+        self.attempts = attempts
         self._tokens = tokens
-        self._attempts = attempts
         self._logins: LoginRecorder = UnrecordedLogins() if logins is None else logins
         self._clock = clock
         self._flow = LoginFlow(self, InlineExecutor(users))
@@ -198,15 +206,6 @@ class Authenticator:
         """
         return run_inline(self._flow.change_password(user=user, current=current, new=new, address=address))
 
-    def start(self, attempt: Attempt) -> User | None:
-        """Start an attempt within the limits. Return its user or None. Waits for the database.
-
-        Raises:
-            TooManyAttemptsError, RepositoryUnavailableError: see `log_in`.
-        """
-        self._attempts.start(attempt)
-        return self.users.find(attempt.username)
-
     def verify(self, user: User | None, password: str) -> VerifiedLogin | None:
         """Return the login if the password is correct, or None.
 
@@ -217,26 +216,6 @@ class Authenticator:
         if user is None or not is_right:
             return None
         return VerifiedLogin(user=user, needs_upgrade=cipher.needs_upgrade(user.password))
-
-    def record_failure(self, attempt: Attempt) -> None:
-        """Count an attempt with an unknown username or a wrong password. Waits for the database.
-
-        Raises:
-            TooManyAttemptsError: see `log_in`.
-        """
-        self._attempts.record_failure(attempt)
-
-    def record_success(self, attempt: Attempt) -> None:
-        """Record that the password of an attempt was correct. Waits for the database.
-
-        Raises:
-            TooManyAttemptsError, RepositoryUnavailableError: see `log_in`.
-        """
-        self._attempts.record_success(attempt)
-
-    def end(self, attempt: Attempt) -> None:
-        """End an attempt, whatever its result. Call this for every attempt. Never waits or fails."""
-        self._attempts.end(attempt)
 
     def prepare_upgrade(self, verified: VerifiedLogin, password: str) -> Reencrypt:
         """Encrypt the password again, because it is stored in an outdated form."""
@@ -288,15 +267,25 @@ class AsyncAuthenticator(LoginFlow):
     password hashes at most. If a limit is only reached because of running attempts, an attempt waits for them, because
     correct passwords do not count. An attempt whose client has disconnected ends without a hash.
 
+    Concurrent attempts share their queries: they are looked up together, and counted together.
+
     Log lines contain the address and the user's id, but never the username: it may be a password typed into the wrong
     field.
     """
 
     def __init__(self, authenticator: Authenticator, executor: Executor) -> None:
         super().__init__(authenticator, executor)
+        limiter = authenticator.attempts
+        if isinstance(limiter, FixedWindowAttemptLimiter):
+            self._limiter = BatchedAttemptLimiter(limiter)
+        self._names = UsernameLookup(authenticator.users.repository)
         self._rejections = RepeatedWarnings(interval_seconds=_REJECTION_LOG_SECONDS)
         self._per_address = ConcurrencyLimit(MAX_RUNNING_PER_ADDRESS)
         self._per_name_and_address = ConcurrencyLimit(MAX_RUNNING_PER_NAME_AND_ADDRESS)
+
+    def close(self) -> None:
+        self._limiter.close()
+        self._names.close()
 
     async def _run(self, attempt: Attempt, password: str) -> VerifiedLogin:
         site = rate_limit_key(attempt.address)
@@ -313,6 +302,11 @@ class AsyncAuthenticator(LoginFlow):
                     self._rejections.log(f"login from {attempt.address}: too many attempts")
                     raise
             await asyncio.sleep(min(POLL_SECONDS, remaining_seconds()))
+
+    async def _find(self, attempt: Attempt) -> User | None:
+        if attempt.username.startswith(_DIGEST_PREFIX):
+            return None  # no user can have this name
+        return await self._names.find(UsernameKey(attempt.username))
 
     async def _verify(self, attempt: Attempt, user: User | None, password: str) -> VerifiedLogin:
         try:
@@ -331,13 +325,12 @@ class AsyncAuthenticator(LoginFlow):
 def _counted_username(username: str) -> str:
     """Return the name under which to count an attempt: the canonical form, or a digest if the name is invalid.
 
-    An invalid name can be as long as a request body. Its digest starts with a NUL character, which no valid username
-    contains.
+    An invalid name can be as long as a request body.
     """
     try:
         return canonical_username(username)
     except InvalidFieldsError:
-        return "\0" + digest(username)
+        return _DIGEST_PREFIX + digest(username)
 
 
 @attrs.frozen(kw_only=True)

@@ -16,16 +16,17 @@ rejected at the start.
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import attrs
 
+from mlapi.application.inline import run_inline
 from mlapi.application.repeated_warnings import RepeatedWarnings
+from mlapi.application.shared_counts import InlineCounts, Keys, SharedCounts
 from mlapi.application.window_counts import WINDOW_SECONDS, count_key, digest, seconds_until
 from mlapi.domain.addresses import rate_limit_key
-from mlapi.domain.attempts import Attempt, WindowCount
-from mlapi.domain.errors import RepositoryUnavailableError, TooManyAttemptsError
-from mlapi.domain.ports import AttemptCounts
+from mlapi.domain.attempts import Attempt, AttemptCounts, WindowCount
+from mlapi.domain.errors import ServiceUnavailableError, TooManyAttemptsError
 from mlapi.forks import call_in_children, new_lock
 
 KNOWN_ADDRESS_SECONDS = 30 * 24 * 3600
@@ -62,9 +63,9 @@ class _Limits:
         return iter((self.address, self.pair, self.name))
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> Keys:
         """The keys of the counts that a failure adds to."""
-        return [limit.key for limit in self]
+        return self.address.key, self.pair.key, self.name.key
 
 
 @attrs.frozen(kw_only=True)
@@ -82,6 +83,9 @@ class _RunningAttempt:
 class FixedWindowAttemptLimiter:
     """An `AttemptLimiter` that counts in fixed windows.
 
+    The coroutines do the same as the methods for synchronous callers, but attempts can share their queries: see
+    `mlapi.application.shared_counts.BatchedCounts`.
+
     Args:
         counts: stores the counts.
         limits: maximum number of failures in a window.
@@ -89,7 +93,8 @@ class FixedWindowAttemptLimiter:
     """
 
     def __init__(self, counts: AttemptCounts, limits: AttemptLimits, *, window_seconds: int = WINDOW_SECONDS) -> None:
-        self._counts = counts
+        self.counts = counts
+        self._inline = InlineCounts(counts)
         self._limits = limits
         self._window_seconds = window_seconds
         self._lock = new_lock()
@@ -108,10 +113,20 @@ class FixedWindowAttemptLimiter:
         """Number of running attempts, by key."""
 
     def start(self, attempt: Attempt) -> None:
+        run_inline(self.start_with(self._inline, attempt))
+
+    def record_failure(self, attempt: Attempt) -> None:
+        run_inline(self.record_failure_with(self._inline, attempt))
+
+    def record_success(self, attempt: Attempt) -> None:
+        run_inline(self.record_success_with(self._inline, attempt))
+
+    async def start_with(self, shared: SharedCounts, attempt: Attempt) -> None:
+        """See `AttemptLimiter.start`."""
         limits = self._limits_for(attempt)
         with self._lock:
             self._check(limits)
-        *counts, known = self._counts.read([*limits.keys, limits.known_key])
+        *counts, known = await shared.read((*limits.keys, limits.known_key))
         with self._lock:
             for key, count in zip(limits.keys, counts, strict=True):
                 self._see(key, count)
@@ -127,11 +142,13 @@ class FixedWindowAttemptLimiter:
             )
             self._running_counts.update(limits.keys)
 
-    def record_failure(self, attempt: Attempt) -> None:
-        limits = self._limits_for(attempt)
+    async def record_failure_with(self, shared: SharedCounts, attempt: Attempt) -> None:
+        """See `AttemptLimiter.record_failure`."""
+        running = self._running.get(attempt)
+        limits = self._limits_for(attempt) if running is None else running.limits
         try:
-            counts = self._counts.add(limits.keys, window_seconds=self._window_seconds)
-        except RepositoryUnavailableError as error:
+            counts = await shared.add(limits.keys, window_seconds=self._window_seconds)
+        except ServiceUnavailableError as error:
             self._warnings.log(f"only this process counts failed logins: {error}")
             counts = self._add_locally(limits.keys)
         with self._lock:
@@ -141,17 +158,20 @@ class FixedWindowAttemptLimiter:
             if count.count > limit.max_count:
                 raise TooManyAttemptsError(seconds_until(count.ends_at_timestamp))
 
-    def record_success(self, attempt: Attempt) -> None:
+    async def record_success_with(self, shared: SharedCounts, attempt: Attempt) -> None:
+        """See `AttemptLimiter.record_success`."""
         running = self._running.get(attempt)
         if running is None or running.is_address_known:
             return
-        if running.is_name_limited or (running.may_exceed_name_limit and self._is_limited(running.limits.name)):
+        if running.is_name_limited or (
+            running.may_exceed_name_limit and await self._is_limited(shared, running.limits.name)
+        ):
             # Do the same as for a failure, which raises the error: the counts and the response time must not reveal
             # that the password was correct.
-            self.record_failure(attempt)
+            await self.record_failure_with(shared, attempt)
         try:
-            self._counts.add([running.limits.known_key], window_seconds=KNOWN_ADDRESS_SECONDS)
-        except RepositoryUnavailableError as error:
+            await shared.add((running.limits.known_key,), window_seconds=KNOWN_ADDRESS_SECONDS)
+        except ServiceUnavailableError as error:
             self._warnings.log(f"the address of a successful login was not stored as known: {error}")
 
     def end(self, attempt: Attempt) -> None:
@@ -163,13 +183,13 @@ class FixedWindowAttemptLimiter:
                 if not self._running_counts[key]:
                     del self._running_counts[key]
 
-    def _is_limited(self, limit: _Limit) -> bool:
-        (count,) = self._counts.read([limit.key])
+    async def _is_limited(self, shared: SharedCounts, limit: _Limit) -> bool:
+        (count,) = await shared.read((limit.key,))
         with self._lock:
             self._see(limit.key, count)
         return count.count >= limit.max_count
 
-    def _add_locally(self, keys: Sequence[str]) -> list[WindowCount]:
+    def _add_locally(self, keys: Keys) -> list[WindowCount]:
         """Add like `AttemptCounts.add`, but only to the counts that this process has seen."""
         now = time.time()
         new_window = WindowCount(0, now + self._window_seconds)

@@ -20,7 +20,7 @@ class Lookup(Generic[Key, Found]):
     """Looks up keys. Concurrent calls share a query.
 
     Args:
-        find: returns the result for each key, or None. It runs in a thread.
+        find: returns the result for each key. It runs in a thread.
         find_nowait: does the same without waiting; see `NonblockingLookup`. It runs on the event loop, once for all
             calls in one turn of the loop, because switching threads would take longer than the query. If it is None or
             would have to wait, ``find`` is used.
@@ -28,20 +28,20 @@ class Lookup(Generic[Key, Found]):
 
     def __init__(
         self,
-        find: Callable[[Sequence[Key]], Sequence[Found | None]],
-        find_nowait: Callable[[Sequence[Key]], Sequence[Found | None]] | None,
+        find: Callable[[Sequence[Key]], Sequence[Found]],
+        find_nowait: Callable[[Sequence[Key]], Sequence[Found]] | None,
     ) -> None:
         self._find_nowait = find_nowait
-        self._batcher = Batcher[Key, Found | None](lambda keys, _: find(keys))
+        self._batcher = Batcher[Key, Found](lambda keys, _: find(keys))
         self._initialize()
         call_in_children(self._initialize)
 
     def _initialize(self) -> None:
         """Start without lookups. The parent executes those from before a fork."""
-        self._turns: dict[asyncio.AbstractEventLoop, list[tuple[Key, asyncio.Future[Found | None]]]] = {}
+        self._turns: dict[asyncio.AbstractEventLoop, list[tuple[Key, asyncio.Future[Found]]]] = {}
 
-    async def find(self, key: Key) -> Found | None:
-        """Return what is stored for a key at the time of this call or later, or None.
+    async def find(self, key: Key) -> Found:
+        """Return what is stored for a key at the time of this call or later.
 
         Raises:
             ServiceUnavailableError, RepositoryUnavailableError: see `Batcher.submit`.
@@ -57,8 +57,8 @@ class Lookup(Generic[Key, Found]):
         self._batcher.close()
 
     def _submit_nowait(
-        self, key: Key, find_nowait: Callable[[Sequence[Key]], Sequence[Found | None]]
-    ) -> "asyncio.Future[Found | None]":
+        self, key: Key, find_nowait: Callable[[Sequence[Key]], Sequence[Found]]
+    ) -> "asyncio.Future[Found]":
         loop = asyncio.get_running_loop()
         turn = self._turns.get(loop)
         if turn is None:
@@ -68,9 +68,7 @@ class Lookup(Generic[Key, Found]):
         turn.append((key, future))
         return future
 
-    def _query(
-        self, loop: asyncio.AbstractEventLoop, find_nowait: Callable[[Sequence[Key]], Sequence[Found | None]]
-    ) -> None:
+    def _query(self, loop: asyncio.AbstractEventLoop, find_nowait: Callable[[Sequence[Key]], Sequence[Found]]) -> None:
         turn = self._turns.pop(loop)
         try:
             results = find_nowait([key for key, _ in turn])
@@ -84,7 +82,7 @@ class Lookup(Generic[Key, Found]):
                 future.set_result(found)
 
 
-class PrincipalLookup(Lookup[PrincipalId, Principal]):
+class PrincipalLookup(Lookup[PrincipalId, Principal | None]):
     """An asynchronous wrapper around `PrincipalRepository.find_principals`."""
 
     def __init__(self, repository: PrincipalRepository) -> None:
@@ -92,7 +90,7 @@ class PrincipalLookup(Lookup[PrincipalId, Principal]):
         super().__init__(repository.find_principals, nowait)
 
 
-class UsernameLookup(Lookup[UsernameKey, User]):
+class UsernameLookup(Lookup[UsernameKey, User | None]):
     """An asynchronous wrapper around `UserRepository.find_many`."""
 
     def __init__(self, repository: UserRepository) -> None:

@@ -5,9 +5,10 @@ from typing import final
 from mlapi.application.address_limits import AddressLimiter
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.window_counts import count_key, digest, seconds_until
+from mlapi.domain.attempts import AttemptCounts
 from mlapi.domain.errors import TooManyAttemptsError
 from mlapi.domain.outbox import Outbox, QueuedMail
-from mlapi.domain.ports import AttemptCounts, Clock
+from mlapi.domain.ports import Clock
 from mlapi.domain.rules import fold
 from mlapi.domain.users import UserId
 

@@ -153,7 +153,7 @@ class AsyncManagers:
         managers = registry.managers
         nowait = managers.find_many_nowait if isinstance(managers, NonblockingManagers) else None
         self.registry = registry
-        self._lookup: Lookup[ManagerTokenId, Manager] = Lookup(managers.find_many, nowait)
+        self._lookup: Lookup[ManagerTokenId, Manager | None] = Lookup(managers.find_many, nowait)
 
     async def identify(self, token: str) -> Manager:
         """Return the manager with this token.

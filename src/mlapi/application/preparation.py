@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from datetime import date, datetime
 
 from mlapi.domain.allowances import Allowances, Draw, Drawn
-from mlapi.domain.attempts import WindowCount
+from mlapi.domain.attempts import AttemptCounts, WindowCount
 from mlapi.domain.audit import EVERY_ENTRY, AuditEntry, AuditFilter, AuditId, DailyCount
 from mlapi.domain.audit_trail import AuditTrail
 from mlapi.domain.commands import Command, Outcome
@@ -21,7 +21,7 @@ from mlapi.domain.managers import (
     ManagerTokenId,
     NonblockingManagers,
 )
-from mlapi.domain.ports import AttemptCounts, NonblockingLookup, UserRepository
+from mlapi.domain.ports import NonblockingLookup, UserRepository
 from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRepository, UsageRow, UserTotal
@@ -113,6 +113,11 @@ def prepare_on_first_use(repository: UserRepository, preparation: Preparation) -
     if isinstance(repository, NonblockingLookup):
         return NonblockingPreparedRepository(repository, repository, preparation)
     return PreparedRepository(repository, preparation)
+
+
+def prepare_counts_on_first_use(counts: AttemptCounts, preparation: Preparation) -> AttemptCounts:
+    """Do the same as `prepare_on_first_use` for counts."""
+    return counts if preparation.is_done else PreparedAttemptCounts(counts, preparation)
 
 
 class PreparedAttemptCounts:

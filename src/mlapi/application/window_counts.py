@@ -1,4 +1,4 @@
-"""Keys of counts in fixed time windows, for `mlapi.domain.ports.AttemptCounts`."""
+"""Keys of counts in fixed time windows, for `mlapi.domain.attempts.AttemptCounts`."""
 
 import hashlib
 import math

@@ -28,9 +28,9 @@ from mlapi.application.managers import ManagerRegistry
 from mlapi.application.preparation import (
     Preparation,
     PreparedAllowances,
-    PreparedAttemptCounts,
     PreparedUsage,
     check_key,
+    prepare_counts_on_first_use,
     prepare_managers_on_first_use,
     prepare_on_first_use,
 )
@@ -45,10 +45,11 @@ from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
 from mlapi.config.plan_reload import reloading_plans
+from mlapi.domain.attempts import AttemptCounts
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.logins import Logins
 from mlapi.domain.outbox import Outbox
-from mlapi.domain.ports import AttemptCounts, AttemptLimiter, Clock, UserRepository
+from mlapi.domain.ports import AttemptLimiter, Clock, UserRepository
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.sessions import Sessions
 from mlapi.domain.storage import Storage
@@ -109,7 +110,7 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
             keeps_names=settings.audit.names,
             sends_mail=settings.mail.url is not None,
         )
-        counts = PreparedAttemptCounts(storage.attempts, preparation)
+        counts = prepare_counts_on_first_use(storage.attempts, preparation)
         attempts = FixedWindowAttemptLimiter(counts, AttemptLimits(**attrs.asdict(settings.logins)))
         usage = PreparedUsage(storage.usage, preparation)
         recorder = BackgroundUsage(usage, repository)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Protocol, runtime_checkable
 
-from mlapi.domain.attempts import Attempt, WindowCount
+from mlapi.domain.attempts import Attempt
 from mlapi.domain.audit_trail import AuditTrail
 from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, IssuedToken, Principal, PrincipalId, TokenClaims
@@ -348,39 +348,6 @@ class AttemptLimiter(Protocol):
 
     def end(self, attempt: Attempt) -> None:
         """Free the slot of an attempt. Never waits or fails. A concurrent or later `start` occupies no slot."""
-        ...
-
-
-class AttemptCounts(Protocol):
-    """Counts events, such as failed logins, in fixed time windows.
-
-    Keys are printable ASCII of at most 200 characters and contain neither usernames nor addresses. Counts must be
-    shared by all processes that share the users. Delete expired counts regularly, because attacks create many.
-
-    If the connection is lost, an implementation may repeat a method on a new one. An event may then be counted twice,
-    but it is never lost. Both methods raise `RepositoryUnavailableError` while the database is unavailable.
-    """
-
-    def read(self, keys: Sequence[str]) -> list[WindowCount]:
-        """Return the count for each key and the end of its window, without waiting for writers.
-
-        If nothing was added or the window has ended, the count is 0 and the end is the current time.
-        """
-        ...
-
-    def add(self, keys: Sequence[str], *, window_seconds: float) -> list[WindowCount]:
-        """Add 1 to the count for each key, and return the new counts.
-
-        The first event opens a window of ``window_seconds``. Later events do not extend it. After the window has ended,
-        the next event opens a new one with a count of 1.
-
-        Concurrent calls must not lose each other's events. Durability is not required: a crash may lose the latest
-        counts.
-
-        Args:
-            keys: at most ten, all different, in any order.
-            window_seconds: the length of a new window.
-        """
         ...
 
 

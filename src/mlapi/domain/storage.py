@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 from mlapi.domain.allowances import Allowances
+from mlapi.domain.attempts import AttemptCounts
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.logins import Logins
 from mlapi.domain.managers import Managers
 from mlapi.domain.outbox import Outbox
-from mlapi.domain.ports import AttemptCounts, UserRepository
+from mlapi.domain.ports import UserRepository
 from mlapi.domain.sessions import Sessions
 from mlapi.domain.usage import UsageRepository
 

@@ -23,7 +23,7 @@ import pytest
 from mlapi import AttemptLimiter, AuditTrail, ConfigurationError, UserId, UserRepository
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.domain.allowances import Allowances
-from mlapi.domain.attempts import WindowCount
+from mlapi.domain.attempts import NonblockingAttemptCounts, WindowCount
 from mlapi.domain.commands import Remove, SetEnabled
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.managers import Managers
@@ -335,6 +335,41 @@ class StorageContract(
         assert ended.ends_at_timestamp <= time.time()
         assert [window.count for window in again] == [1, 1]
         assert all(window.ends_at_timestamp > time.time() for window in again)
+
+    def test_repeated_keys_are_counted_each_time(self, storage: Storage) -> None:
+        storage.attempts.add(["one"], window_seconds=LONG_SECONDS)
+
+        added = storage.attempts.add(["two", "one", "two", "one", "three", "one"], window_seconds=LONG_SECONDS)
+
+        assert [window.count for window in added] == [1, 2, 2, 3, 1, 4]
+        assert counts(storage, "one", "two", "three") == [4, 2, 1]
+        assert len({window.ends_at_timestamp for window in added[:1] + added[2:3]}) == 1
+
+    def test_repeated_keys_open_one_new_window(self, storage: Storage) -> None:
+        storage.attempts.add(["one"] * 3, window_seconds=SHORT_SECONDS)
+        time.sleep(2 * SHORT_SECONDS)
+
+        added = storage.attempts.add(["one"] * 2, window_seconds=LONG_SECONDS)
+
+        assert [window.count for window in added] == [1, 2]
+        assert added[0].ends_at_timestamp == added[1].ends_at_timestamp > time.time()
+
+    def test_many_attempts_are_counted_at_once(self, storage: Storage) -> None:
+        keys = [f"key {number % 500}" for number in range(2_000)]
+
+        added = storage.attempts.add(keys, window_seconds=LONG_SECONDS)
+
+        assert [window.count for window in added] == [1 + number // 500 for number in range(2_000)]
+        assert counts(storage, *keys[:500]) == [4] * 500
+
+    def test_nonblocking_counts_are_the_same(self, storage: Storage) -> None:
+        attempts = storage.attempts
+        attempts.add(["one", "one", "two"], window_seconds=LONG_SECONDS)
+        attempts.read(["one"])  # opens a connection, which the nonblocking read needs
+
+        if isinstance(attempts, NonblockingAttemptCounts):
+            found = [window.count for window in attempts.read_nowait(["two", "none", "one"])]
+            assert found == [1, 0, 2]
 
     def test_concurrent_attempts_are_all_counted(self, storage: Storage) -> None:
         orders = [["one", "two"], ["two", "one"]]

@@ -37,12 +37,15 @@ class InMemoryAttempts:
         with self._lock:
             now = self._clock()
             self._purge(now)
-            new_window = WindowCount(0, now + window_seconds)
-            for key in keys:
-                window = self._counts.get(key, new_window)
-                window = window if window.ends_at_timestamp > now else new_window
-                self._counts[key] = attrs.evolve(window, count=window.count + 1)
-            return [self._counts[key] for key in keys]
+            return [self._count(key, now, window_seconds) for key in keys]
+
+    read_nowait = read
+
+    def _count(self, key: str, now: float, window_seconds: float) -> WindowCount:
+        found = self._get(key, now)
+        ends_at = found.ends_at_timestamp if found.count else now + window_seconds
+        self._counts[key] = counted = WindowCount(found.count + 1, ends_at)
+        return counted
 
     def _get(self, key: str, now: float) -> WindowCount:
         found = self._counts.get(key)

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam
@@ -17,6 +18,8 @@ _PURGE_INTERVAL_SECONDS = 10.0
 _PURGE_BATCH_ROWS = 1000
 _MAX_PURGE_BATCHES = 50  # enough to keep up: each attempt costs a password hash, so they are added more slowly
 _PURGE = purge_statement(attempts, attempts.c.expires_at <= bindparam("now"))
+
+Work = Callable[[Any], dict[str, WindowCount]]
 
 _logger = logging.getLogger("mlapi")
 
@@ -35,24 +38,27 @@ class SqlAttempts:
         self._purged_at = clock()
 
     def read(self, keys: Sequence[str]) -> list[WindowCount]:
+        return self._read(keys, self._database.read_batch)
+
+    def add(self, keys: Sequence[str], *, window_seconds: float) -> list[WindowCount]:
+        now = self._clock()
+        events = dict(sorted(Counter(keys).items()))  # in the same order everywhere, so that row locks cannot deadlock
+
+        def work(connection: Any) -> dict[str, WindowCount]:  # noqa: ANN401 - depends on the driver
+            return self._database.dialect.add_counts(connection, events, now=now, ends_at=now + window_seconds)
+
+        totals = self._database.write_repeatable(work)
+        self._purge(now)
+        return _count_up(keys, events, totals)
+
+    def _read(self, keys: Sequence[str], run: Callable[[Work], dict[str, WindowCount]]) -> list[WindowCount]:
         now = self._clock()
 
         def work(connection: Any) -> dict[str, WindowCount]:  # noqa: ANN401 - depends on the driver
             return self._database.dialect.read_counts(connection, keys, now=now)
 
-        found = self._database.read_batch(work)
+        found = run(work)
         return [found.get(key) or WindowCount(0, now) for key in keys]
-
-    def add(self, keys: Sequence[str], *, window_seconds: float) -> list[WindowCount]:
-        now = self._clock()
-        ordered = sorted(keys)  # in the same order in every process, so that row locks cannot deadlock
-
-        def work(connection: Any) -> dict[str, WindowCount]:  # noqa: ANN401 - depends on the driver
-            return self._database.dialect.add_counts(connection, ordered, now=now, ends_at=now + window_seconds)
-
-        counts = self._database.write_repeatable(work)
-        self._purge(now)
-        return [counts[key] for key in keys]
 
     def _purge(self, now: float) -> None:
         """Delete expired counts at most once per interval, in short transactions that skip locked rows."""
@@ -66,3 +72,21 @@ class SqlAttempts:
                     break
         except RepositoryUnavailableError as error:
             _logger.warning("expired login attempts could not be deleted: %s", error)
+
+
+class SqliteAttempts(SqlAttempts):
+    """`AttemptCounts` in SQLite. They are also `NonblockingAttemptCounts`: reads are fast enough for an event loop."""
+
+    def read_nowait(self, keys: Sequence[str]) -> list[WindowCount]:
+        return self._read(keys, self._database.read_nowait)
+
+
+def _count_up(keys: Sequence[str], events: Mapping[str, int], totals: Mapping[str, WindowCount]) -> list[WindowCount]:
+    """Return the count after each event, given how many events were added to the count for each key, and the totals."""
+    remaining = dict(events)
+    counts = []
+    for key in keys:
+        remaining[key] -= 1
+        total = totals[key]
+        counts.append(WindowCount(total.count - remaining[key], total.ends_at_timestamp))
+    return counts

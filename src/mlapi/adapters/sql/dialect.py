@@ -175,12 +175,12 @@ class Dialect(Protocol[DriverConnectionT]):
         ...
 
     def add_counts(
-        self, connection: DriverConnectionT, keys: Sequence[str], *, now: float, ends_at: float
+        self, connection: DriverConnectionT, events: Mapping[str, int], *, now: float, ends_at: float
     ) -> dict[str, WindowCount]:
-        """Add 1 to the counts for sorted keys, in one statement. If possible, do not wait for the disk.
+        """Add a number of events to the count for each key, in one statement. If possible, do not wait for the disk.
 
-        Return the new counts by key. A count whose window ended at ``now`` or earlier starts again, with a window until
-        ``ends_at``.
+        Rows are locked in the order of the keys. Return the new counts by key. A count whose window ended at ``now`` or
+        earlier starts again, with a window until ``ends_at``.
         """
         ...
 

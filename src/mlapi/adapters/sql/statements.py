@@ -18,7 +18,6 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
-    literal_column,
     null,
     or_,
 )
@@ -227,21 +226,17 @@ def audit_entries(commands: Sequence[Command], outcomes: Sequence[Outcome]) -> l
 
 
 def counts_upsert(insert: Callable[[Table], Any], given: Any) -> ClauseElement:  # noqa: ANN401 - depends on the dialect
-    """Return the statement that adds 1 to the counts for the keys in ``given``, a SELECT of (key, 1, end of window)."""
+    """Return the statement that adds to counts. ``given`` is a SELECT of (key, events to count, end of window)."""
     has_expired = attempts.c.expires_at <= bindparam("now")
-    one: ColumnElement[int] = literal_column("1")
-    statement: ClauseElement = (
-        insert(attempts)
-        .from_select(["id", "count", "expires_at"], given)
-        .on_conflict_do_update(
-            index_elements=["id"],
-            set_={
-                "count": case((has_expired, one), else_=attempts.c.count + one),
-                "expires_at": case((has_expired, bindparam("ends_at")), else_=attempts.c.expires_at),
-            },
-        )
-        .returning(*COUNT_COLUMNS)
-    )
+    insertion = insert(attempts).from_select(["id", "count", "expires_at"], given)
+    added = insertion.excluded.count
+    statement: ClauseElement = insertion.on_conflict_do_update(
+        index_elements=["id"],
+        set_={
+            "count": case((has_expired, added), else_=attempts.c.count + added),
+            "expires_at": case((has_expired, bindparam("ends_at")), else_=attempts.c.expires_at),
+        },
+    ).returning(*COUNT_COLUMNS)
     return statement
 
 

@@ -9,7 +9,7 @@ import attrs
 
 from mlapi.adapters.sql import backups
 from mlapi.adapters.sql.allowances import SqlAllowances
-from mlapi.adapters.sql.attempts import SqlAttempts
+from mlapi.adapters.sql.attempts import SqlAttempts, SqliteAttempts
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.inspection import find_obstacles, inspect_database
 from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, store_fingerprint
@@ -40,7 +40,7 @@ class SqlStorage:
         self.database = database
         self.users = SqliteUserRepository(database) if database.dialect.supports_nowait else SqlUserRepository(database)
         self.managers = SqliteManagers(database) if database.dialect.supports_nowait else SqlManagers(database)
-        self.attempts = SqlAttempts(database)
+        self.attempts = SqliteAttempts(database) if database.dialect.supports_nowait else SqlAttempts(database)
         self.allowances = SqlAllowances(database)
         self.usage = SqlUsage(database)
         self.outbox = SqlOutbox(database)

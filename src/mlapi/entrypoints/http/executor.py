@@ -22,9 +22,9 @@ from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, Priority, Turn
 from mlapi.platforms import cores
 
 MAX_QUEUED_PER_HASHING_THREAD = 64  # a thread hashes about this many in 1.3 to 3.2 seconds, at 20 to 50 ms each
-LOGIN_THREADS = 4
-"""Threads that wait for the database during logins. Nothing else uses them."""
-_MAX_QUEUED_PER_LOGIN_THREAD = 1_000
+QUERY_THREADS = 2
+"""Threads that wait for the database during registrations, and for links and mail. Logins share queries instead."""
+_MAX_QUEUED_PER_QUERY_THREAD = 2_000
 PAGE_THREADS = 2
 """Threads for the pages of admins. Together with the searches, they need four connections to the database."""
 _MAX_QUEUED_PER_PAGE_THREAD = 50
@@ -39,7 +39,7 @@ T = TypeVar("T")
 class PoolExecutor:
     """An `Executor` for an event loop: each kind of work has its own threads, and commands are batched.
 
-    The kinds are login queries, hashing, pages for admins, searches by admins, files, and the readiness check. Pages
+    The kinds are queries, hashing, pages for admins, searches by admins, files, and the readiness check. Pages
     and searches therefore never delay logins, changes, the guard or the readiness check.
 
     Every wait ends at the deadline of the request; see `mlapi.application.deadlines`.
@@ -48,7 +48,7 @@ class PoolExecutor:
     _cipher: PasswordCipher
     _commands: CommandBatcher
     _hashing: BoundedThreadPool
-    _logins: BoundedThreadPool
+    _queries: BoundedThreadPool
     _pages: BoundedThreadPool
     _searches: SearchPool
     _readiness: SharedCall
@@ -65,7 +65,7 @@ class PoolExecutor:
             commands=CommandBatcher(users.repository, on_committed=on_committed),
             hashing=BoundedThreadPool(cores(), max_queued_per_thread=MAX_QUEUED_PER_HASHING_THREAD),
             files=BoundedThreadPool(1, max_queued_per_thread=_MAX_QUEUED_FOR_FILES),
-            logins=BoundedThreadPool(LOGIN_THREADS, max_queued_per_thread=_MAX_QUEUED_PER_LOGIN_THREAD),
+            queries=BoundedThreadPool(QUERY_THREADS, max_queued_per_thread=_MAX_QUEUED_PER_QUERY_THREAD),
             pages=BoundedThreadPool(PAGE_THREADS, max_queued_per_thread=_MAX_QUEUED_PER_PAGE_THREAD),
             searches=SearchPool(),
             readiness=SharedCall(users.check, timeout_seconds=READY_TIMEOUT_SECONDS),
@@ -77,7 +77,7 @@ class PoolExecutor:
             self._cipher,
             self._commands,
             self._hashing,
-            self._logins,
+            self._queries,
             self._pages,
             self._searches,
             self._readiness,
@@ -86,7 +86,7 @@ class PoolExecutor:
         )
 
     async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._logins.run_as(self._turn, function, *args, **kwargs)
+        return await self._queries.run_as(self._turn, function, *args, **kwargs)
 
     async def read_page(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that reads a few rows through an index, for an admin."""
@@ -133,7 +133,7 @@ class PoolExecutor:
 
     def close(self) -> None:
         self._hashing.close()
-        self._logins.close()
+        self._queries.close()
         self._pages.close()
         self._searches.close()
         self._readiness.close()

@@ -187,6 +187,7 @@ class Runtime:
 
     def close(self) -> None:
         self.registration.close()
+        self.authenticator.close()
         self.managers.close()
         self.executor.close()
         self._resources.close()

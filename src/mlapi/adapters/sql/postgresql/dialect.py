@@ -192,9 +192,9 @@ class PostgresqlDialect:
         return execution.read_counts(connection, keys, now=now)
 
     def add_counts(
-        self, connection: "BoundedConnection", keys: Sequence[str], *, now: float, ends_at: float
+        self, connection: "BoundedConnection", events: Mapping[str, int], *, now: float, ends_at: float
     ) -> dict[str, WindowCount]:
-        return execution.add_counts(connection, keys, now=now, ends_at=ends_at)
+        return execution.add_counts(connection, events, now=now, ends_at=ends_at)
 
     def add_usage(self, connection: "BoundedConnection", rows: Sequence[UsageRow]) -> None:
         execution.add_usage(connection, rows)

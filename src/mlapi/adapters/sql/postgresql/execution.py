@@ -108,10 +108,11 @@ def read_counts(connection: "BoundedConnection", keys: Sequence[str], *, now: fl
 
 
 def add_counts(
-    connection: "BoundedConnection", keys: Sequence[str], *, now: float, ends_at: float
+    connection: "BoundedConnection", events: Mapping[str, int], *, now: float, ends_at: float
 ) -> dict[str, WindowCount]:
-    """Add 1 to the counts for sorted keys, and return the new counts by key. See `Dialect.add_counts`."""
-    added = connection.execute(sql.ADD_COUNTS, {"keys": list(keys), "now": now, "ends_at": ends_at}, binary=True)
+    """Add events to the counts, and return the new counts by key. See `Dialect.add_counts`."""
+    parameters = {"keys": list(events), "events": list(events.values()), "now": now, "ends_at": ends_at}
+    added = connection.execute(sql.ADD_COUNTS, parameters, binary=True)
     return statements.counts_by_key(added.fetchall())
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     Dialect,
     Double,
+    Integer,
     String,
     Table,
     and_,
@@ -167,9 +168,13 @@ def _compile_insert(source: type[attrs.AttrsInstance], table: Table) -> bytes:
 def _compile_add_counts() -> bytes:
     # Turn off synchronous_commit for this statement only: it is faster, and a crash loses only a few counts.
     setting = select(literal_column("set_config('synchronous_commit', 'off', true)").label("value")).cte("setting")
-    keys = func.unnest(bindparam("keys", type_=ARRAY(String))).table_valued("key").render_derived("given")
-    given = select(keys.c.key, literal_column("1"), bindparam("ends_at", type_=Double)).join_from(
-        keys, setting.prefix_with("MATERIALIZED"), true()
+    events = (
+        func.unnest(bindparam("keys", type_=ARRAY(String)), bindparam("events", type_=ARRAY(Integer)))
+        .table_valued("key", "count")
+        .render_derived("given")
+    )
+    given = select(events.c.key, events.c.count, bindparam("ends_at", type_=Double)).join_from(
+        events, setting.prefix_with("MATERIALIZED"), true()
     )
     return _compile(statements.counts_upsert(insert, given))
 

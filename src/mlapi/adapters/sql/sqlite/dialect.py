@@ -145,9 +145,9 @@ class SqliteDialect:
         return execution.read_counts(connection, keys, now=now)
 
     def add_counts(
-        self, connection: sqlite3.Connection, keys: Sequence[str], *, now: float, ends_at: float
+        self, connection: sqlite3.Connection, events: Mapping[str, int], *, now: float, ends_at: float
     ) -> dict[str, WindowCount]:
-        return execution.add_counts(connection, keys, now=now, ends_at=ends_at)
+        return execution.add_counts(connection, events, now=now, ends_at=ends_at)
 
     def add_usage(self, connection: sqlite3.Connection, rows: Sequence[UsageRow]) -> None:
         usage.add_usage(connection, rows)

@@ -1,7 +1,7 @@
 """Apply commands to an SQLite database one by one, and find principals."""
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from typing import Any, get_args
@@ -92,11 +92,11 @@ def read_counts(connection: sqlite3.Connection, keys: Sequence[str], *, now: flo
 
 
 def add_counts(
-    connection: sqlite3.Connection, keys: Sequence[str], *, now: float, ends_at: float
+    connection: sqlite3.Connection, events: Mapping[str, int], *, now: float, ends_at: float
 ) -> dict[str, WindowCount]:
-    """Add 1 to the counts for sorted keys, and return the new counts by key. See `Dialect.add_counts`."""
+    """Add events to the counts, and return the new counts by key. See `Dialect.add_counts`."""
     added = connection.execute(
-        sql.ADD_COUNTS, {"keys": msgspec.json.encode(keys).decode(), "now": now, "ends_at": ends_at}
+        sql.ADD_COUNTS, {"counts": msgspec.json.encode(events).decode(), "now": now, "ends_at": ends_at}
     )
     return statements.counts_by_key(added.fetchall())
 

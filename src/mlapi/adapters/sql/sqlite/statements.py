@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 import attrs
-from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, literal_column, or_, select, true, update
+from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, or_, select, true, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 
@@ -58,6 +58,7 @@ def change_user(columns: tuple[str, ...]) -> str:
 
 
 _KEYS = select(func.json_each(bindparam("keys")).table_valued("value").c.value)
+_GIVEN = func.json_each(bindparam("counts")).table_valued("key", "value")
 _SELECT_USERS = select(*USER_COLUMNS)
 _WITH_ID = users.c.id == bindparam("id")
 _WITH_KEY_ID = api_keys.c.id == bindparam("id")
@@ -111,5 +112,5 @@ READ_COUNTS = _compile(
 )
 ADD_COUNTS = _compile(
     # Without WHERE, SQLite would parse ON CONFLICT as a part of a join.
-    statements.counts_upsert(insert, _KEYS.add_columns(literal_column("1"), bindparam("ends_at")).where(true()))
+    statements.counts_upsert(insert, select(_GIVEN.c.key, _GIVEN.c.value, bindparam("ends_at")).where(true()))
 )
