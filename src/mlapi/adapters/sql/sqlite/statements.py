@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 import attrs
-from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, or_, select, true, update
+from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, literal_column, or_, select, true, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 
