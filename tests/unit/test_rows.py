@@ -4,15 +4,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 import attrs
-from sqlalchemy import Column, ColumnElement, Identity, Integer, MetaData, String, Table, bindparam
+import pytest
+from sqlalchemy import Column, ColumnElement, Identity, Integer, MetaData, String, Table, bindparam, literal, select
+from sqlalchemy.dialects import sqlite
 
 from mlapi.adapters.sql.row_readers import row_reader
 from mlapi.adapters.sql.rows import USER_COLUMNS, dict_writer, entity_columns, inserted_columns, row_writer
+from mlapi.adapters.sql.sqlite.times import encode_time
 from mlapi.adapters.sql.statements import USER_UPDATES, update_row
 from mlapi.adapters.sql.tables import UtcDateTime, users
 from mlapi.domain.commands import EndTokens, Register
 from mlapi.domain.users import EncryptedPassword, User, UserId
 
+LITERAL = {"literal_binds": True}
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 
@@ -103,3 +107,11 @@ def test_update_sets_the_columns_of_its_command() -> None:
 
     assert new_values == {"updated_datetime": parameters["at"], "token_epoch": parameters["token_epoch"]}
     assert update_row(command) == {"id": 7, "at": NOON, "token_epoch": "new"}
+
+
+@pytest.mark.parametrize("microseconds", [0, 1, 500_000])
+def test_sqlite_stores_times_as_sqlalchemy_does(microseconds: int) -> None:
+    time = NOON.replace(microsecond=microseconds)
+    stored = str(select(literal(time, UtcDateTime())).compile(dialect=sqlite.dialect(), compile_kwargs=LITERAL))
+
+    assert f"'{encode_time(time)}'" in stored

@@ -29,7 +29,7 @@ from mlapi.domain.commands import (
     Remove,
     UpdateUser,
     UserChange,
-    UserCommand,
+    UserUpdate,
 )
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import (
@@ -107,34 +107,68 @@ def _apply_in_order(connection: sqlite3.Connection, commands: Sequence[Command])
         if len(registrations) == len(commands):
             return _register_all(connection, registrations)
     return [
-        outcome
-        for columns, group in groupby(commands, _columns_of_change)
-        for outcome in (
-            _apply_each(connection, list(group)) if columns is None else _change_all(connection, columns, list(group))
-        )
+        outcome for kind, group in groupby(commands, _kind) for outcome in _apply_group(connection, kind, list(group))
     ]
 
 
-def _columns_of_change(command: Command) -> tuple[str, ...] | None:
-    """Return the columns that `_change_all` sets for a command, or None if the command must be applied by itself."""
+def _kind(command: Command) -> type[UserUpdate] | tuple[str, ...] | None:
+    """Return what the commands of a group have in common, or None if a command must be applied by itself.
+
+    This is the type of a `UserUpdate`, or the columns that an `UpdateUser` sets.
+    """
+    if isinstance(command, UserUpdate):
+        return type(command)
     if not isinstance(command, UpdateUser):
         return None
     columns = statements.changed_columns(command)
     return None if "username" in columns or "email" in columns else columns
 
 
-def _apply_each(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
-    return [_APPLY.get(type(command), _apply_to_user)(connection, command) for command in commands]
+def _apply_group(
+    connection: sqlite3.Connection, kind: type[UserUpdate] | tuple[str, ...] | None, commands: Sequence[Any]
+) -> list[Outcome]:
+    """Apply commands of a `_kind`."""
+    if kind is None:
+        return [_APPLY[type(command)](connection, command) for command in commands]
+    if isinstance(kind, tuple):
+        return _change_all(connection, kind, commands)
+    if len({command.user_id for command in commands}) == len(commands):
+        return _update_all(connection, kind, commands)
+    return [outcome for command in commands for outcome in _update_all(connection, kind, [command])]
 
 
-def _change_all(connection: sqlite3.Connection, columns: tuple[str, ...], commands: Sequence[Command]) -> list[Outcome]:
+def _update_all(
+    connection: sqlite3.Connection, kind: type[UserUpdate], commands: Sequence[UserUpdate]
+) -> list[Outcome]:
+    """Apply commands of one type to different users. This is faster than one UPDATE ... RETURNING for each."""
+    storable = [command for command in commands if is_storable_user_id(command.user_id)]
+    new_rows = [_encode_times(statements.update_row(command)) for command in storable]
+    connection.executemany(sql.UPDATE_USER[kind], new_rows)
+    found = _find_by_ids(connection, [command.user_id for command in storable])
+    return [
+        UserNotFoundError(command.user_id)
+        if (user := found.get(command.user_id)) is None
+        else statements.update_outcome(command, user)
+        for command in commands
+    ]
+
+
+def _find_by_ids(connection: sqlite3.Connection, user_ids: Sequence[UserId]) -> dict[UserId, User]:
+    """Return the users with these ids."""
+    return {user.id: user for user in map(reading.read_user, reading.select_users(connection, user_ids))}
+
+
+def _find_by_id(connection: sqlite3.Connection, user_id: UserId) -> User | None:
+    return _find_by_ids(connection, [user_id]).get(user_id) if is_storable_user_id(user_id) else None
+
+
+def _change_all(
+    connection: sqlite3.Connection, columns: tuple[str, ...], commands: Sequence[UpdateUser]
+) -> list[Outcome]:
     """Apply `UpdateUser` commands that change neither names nor e-mail addresses. All of them set these columns."""
-    changes = [command for command in commands if isinstance(command, UpdateUser)]
-    ids = {command.user_id for command in changes if is_storable_user_id(command.user_id)}
-    found = connection.execute(sql.USERS_BY_IDS, {"keys": msgspec.json.encode(list(ids)).decode()}).fetchall()
-    current = {user.id: user for user in map(reading.read_user, found)}
+    current = _find_by_ids(connection, list({each.user_id for each in commands if is_storable_user_id(each.user_id)}))
     new_rows, outcomes = [], list[Outcome]()
-    for command in changes:
+    for command in commands:
         user = current.get(command.user_id)
         outcome = UserNotFoundError(command.user_id) if user is None else command.apply_to(user)
         if isinstance(outcome, UserChange):
@@ -145,23 +179,9 @@ def _change_all(connection: sqlite3.Connection, columns: tuple[str, ...], comman
     return outcomes
 
 
-def _apply_to_user(connection: sqlite3.Connection, command: UserCommand | UpdateUser) -> Outcome:
-    if isinstance(command, Register):
-        return _register(connection, command)
-    if not is_storable_user_id(command.user_id):
-        return UserNotFoundError(command.user_id)
-    if isinstance(command, Remove):
-        return _remove(connection, command.user_id)
-    if isinstance(command, UpdateUser):
-        return _change(connection, command)
-    row = _fetch_one(connection, sql.UPDATE_USER[type(command)], _encode_times(statements.update_row(command)))
-    if row is None:
-        return UserNotFoundError(command.user_id)
-    return statements.update_outcome(command, reading.read_user(row))
-
-
-def _remove(connection: sqlite3.Connection, user_id: UserId) -> Outcome:
-    row = _fetch_one(connection, sql.REMOVE_USER, {"id": user_id})
+def _remove(connection: sqlite3.Connection, command: Remove) -> Outcome:
+    user_id = command.user_id
+    row = _fetch_one(connection, sql.REMOVE_USER, {"id": user_id}) if is_storable_user_id(user_id) else None
     return UserNotFoundError(user_id) if row is None else reading.read_user(row)
 
 
@@ -173,10 +193,10 @@ def _remove_rows_of_users(connection: sqlite3.Connection, user_ids: Sequence[Use
 
 
 def _change(connection: sqlite3.Connection, command: UpdateUser) -> Outcome:
-    row = _fetch_one(connection, sql.USER_BY_ID, {"id": command.user_id})
-    if row is None:
+    user = _find_by_id(connection, command.user_id)
+    if user is None:
         return UserNotFoundError(command.user_id)
-    change = command.apply_to(reading.read_user(row))
+    change = command.apply_to(user)
     if isinstance(change, UserChangedError):
         return change
     try:
@@ -193,10 +213,7 @@ def _change(connection: sqlite3.Connection, command: UpdateUser) -> Outcome:
 
 
 def _apply_to_link(connection: sqlite3.Connection, command: LinkCommand) -> Outcome:
-    row = None
-    if is_storable_user_id(command.user_id):
-        row = _fetch_one(connection, sql.USER_BY_ID, {"id": command.user_id})
-    user = None if row is None else reading.read_user(row)
+    user = _find_by_id(connection, command.user_id)
     if isinstance(command, AddLink):
         outcome = UserNotFoundError(command.user_id) if user is None else command.apply_to(user)
         if isinstance(outcome, Link):
@@ -208,7 +225,7 @@ def _apply_to_link(connection: sqlite3.Connection, command: LinkCommand) -> Outc
     redeemed = command.apply_to(None if row is None else _read_link(row), user)
     if isinstance(redeemed, Redemption):
         _remove_links(connection, command.user_id)
-        _fetch_one(connection, sql.REDEEM_LINK, _encode_times(statements.redeemed_row(redeemed.after)))
+        connection.execute(sql.REDEEM_LINK, _encode_times(statements.redeemed_row(redeemed.after)))
     return redeemed
 
 
@@ -288,10 +305,13 @@ def _encoder_of(column: Column[Any]) -> Convert | None:
 
 
 _APPLY: dict[type, Callable[[sqlite3.Connection, Any], Outcome]] = {
+    Register: _register,
+    Remove: _remove,
+    UpdateUser: _change,
     **dict.fromkeys(get_args(ApiKeyCommand), _apply_to_api_key),
     **dict.fromkeys(get_args(LinkCommand), _apply_to_link),
 }
-"""The functions that apply commands, by type. `_apply_to_user` applies the others."""
+"""The functions that apply commands one by one, by type."""
 
 _read_manager = row_reader(Manager, reading.decoder_of)
 _user_row = rows.row_writer(Register, users, _encoder_of)

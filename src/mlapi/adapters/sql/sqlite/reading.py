@@ -14,7 +14,7 @@ from mlapi.adapters.sql.row_readers import Convert, Row, principal_reader, row_r
 from mlapi.adapters.sql.sqlite.times import decode_time, encode_time
 from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
-from mlapi.domain.users import User
+from mlapi.domain.users import User, UserId
 
 
 def _columns(entity: type[attrs.AttrsInstance], table: str) -> str:
@@ -41,9 +41,14 @@ def find_principals(connection: sqlite3.Connection, ids: Sequence[PrincipalId]) 
     """Return the principal for each id, or None. Every earlier commit is visible."""
     return principals.find_principals(
         ids,
-        lambda user_ids: map(cached_user, _select(connection, _USERS, user_ids)),
+        lambda user_ids: map(cached_user, select_users(connection, user_ids)),
         lambda key_ids: map(_cached_principal, _select(connection, _PRINCIPALS, key_ids)),
     )
+
+
+def select_users(connection: sqlite3.Connection, user_ids: Sequence[UserId]) -> list[Row]:
+    """Return the rows of the users with these ids, in any order."""
+    return _select(connection, _USERS, user_ids)
 
 
 def record_use(connection: sqlite3.Connection, command: RecordApiKeyUse) -> ApiKey | None:

@@ -44,7 +44,7 @@ def _insert_all(source: type[attrs.AttrsInstance], table: Table) -> Insert:
 
 def _compile_update(template: Update) -> str:
     statement = update(template.table).where(template.table.c.id == bindparam("id"))
-    return _compile(statement.values(**template.new_values(bindparam)).returning(*USER_COLUMNS))
+    return _compile(statement.values(**template.new_values(bindparam)))
 
 
 @lru_cache
@@ -59,7 +59,6 @@ def change_user(columns: tuple[str, ...]) -> str:
 
 _KEYS = select(func.json_each(bindparam("keys")).table_valued("value").c.value)
 _GIVEN = func.json_each(bindparam("counts")).table_valued("key", "value")
-_SELECT_USERS = select(*USER_COLUMNS)
 _WITH_ID = users.c.id == bindparam("id")
 _WITH_KEY_ID = api_keys.c.id == bindparam("id")
 
@@ -74,8 +73,6 @@ INSERT_USERS = _compile(
 IDS_BY_USERNAME_KEYS = _compile(select(users.c.username_key, users.c.id).where(users.c.username_key.in_(_KEYS)))
 ID_BY_USERNAME_KEY = _compile(select(users.c.id).where(users.c.username_key == bindparam("username_key")))
 UPDATE_USER = {command: _compile_update(template) for command, template in USER_UPDATES.items()}
-USER_BY_ID = _compile(_SELECT_USERS.where(_WITH_ID))
-USERS_BY_IDS = _compile(_SELECT_USERS.where(users.c.id.in_(_KEYS)))
 REMOVE_USER = _compile(delete(users).where(_WITH_ID).returning(*USER_COLUMNS))
 REMOVE_ROWS_OF_USERS = [_compile(delete(table).where(table.c.user_id.in_(_KEYS))) for table in REMOVED_WITH_USER]
 USERS_BY_USERNAME_KEYS = _compile(select(users.c.username_key, *USER_COLUMNS).where(users.c.username_key.in_(_KEYS)))
