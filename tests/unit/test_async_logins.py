@@ -19,6 +19,7 @@ from mlapi.application.concurrency import ConcurrencyLimit
 from mlapi.application.deadlines import start_deadline
 from mlapi.application.executors import InlineExecutor
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.domain.attempts import Attempt
 from mlapi.entrypoints.http.peers import connected_client
 
 PASSWORD = "difference engine"
@@ -230,17 +231,17 @@ def test_keys_of_finished_tasks_are_forgotten() -> None:
     assert (limit._semaphores, limit._tasks) == ({}, {})
 
 
-def test_attempt_that_starts_after_its_end_takes_no_slot(
-    users: Users, limiter: FixedWindowAttemptLimiter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attempt_that_starts_after_its_end_takes_no_slot(users: Users, limiter: FixedWindowAttemptLimiter) -> None:
     started, resumed, finished = threading.Event(), threading.Event(), threading.Event()
-    start = limiter.start
 
-    def start_slowly(attempt: object) -> None:
-        started.set()
-        resumed.wait(10)
-        start(attempt)  # type: ignore[arg-type]  # an Attempt
-        finished.set()
+    class SlowLimiter:
+        record_failure, record_success, end = limiter.record_failure, limiter.record_success, limiter.end
+
+        def start(self, attempt: Attempt) -> None:
+            started.set()
+            resumed.wait(10)
+            limiter.start(attempt)
+            finished.set()
 
     class ThreadExecutor(InlineExecutor):
         def for_client(self, address: str, *, is_urgent: bool = True) -> "ThreadExecutor":
@@ -250,15 +251,14 @@ def test_attempt_that_starts_after_its_end_takes_no_slot(
             return await asyncio.to_thread(function, *args, **kwargs)
 
     async def run() -> None:
-        monkeypatch.setattr(limiter, "start", start_slowly)
-        authenticator = Authenticator(users, InMemoryTokens(), limiter)
+        authenticator = Authenticator(users, InMemoryTokens(), SlowLimiter())
         logins = AsyncAuthenticator(authenticator, ThreadExecutor(users))
         task = asyncio.create_task(logins.log_in(username="ada", password=PASSWORD, address=HOME))
-        await asyncio.to_thread(started.wait, 10)
+        assert await asyncio.to_thread(started.wait, 10)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         resumed.set()
-        await asyncio.to_thread(finished.wait, 10)
+        assert await asyncio.to_thread(finished.wait, 10)
 
     asyncio.run(run())
 
