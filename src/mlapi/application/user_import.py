@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Protocol, cast, final, get_args
+from typing import Any, Protocol, final, get_args
 
 import attrs
 
@@ -87,39 +87,20 @@ class Summary:
         return f"{self.imported} imported, {self.already_present} already present, {self.rejected} rejected"
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class _Candidate:
-    """A valid row. Its password is either plain or already encrypted."""
+    """A valid row."""
 
-    username: str
-    email: str
-    enabled: bool
-    pending: Pending | None
-    created: datetime | None
-    expires: datetime | None
-    plan: str | None
-    metadata: Metadata = attrs.field(repr=False)
+    key: UsernameKey
+    fields: dict[str, Any] = attrs.field(repr=False)
+    """The fields of its `Register`, except the password, the time and the actor."""
     password: str | None = attrs.field(repr=False)
+    """The plain password, unless it is already encrypted."""
     encrypted: EncryptedPassword | None
 
-    @property
-    def key(self) -> UsernameKey:
-        return canonical_username(self.username)
-
     def to_command(self, users: Users, actor: Actor, at: datetime) -> Register:
-        return Register(
-            username=self.username,
-            password=self.encrypted or users.cipher.encrypt(self.password or ""),
-            email=self.email,
-            enabled=self.enabled,
-            pending=self.pending,
-            at=at,
-            created=self.created,
-            expires_datetime=self.expires,
-            plan=self.plan,
-            metadata=self.metadata,
-            actor=actor,
-        )
+        encrypted = self.encrypted or users.cipher.encrypt(self.password or "")
+        return Register(**self.fields, password=encrypted, at=at, actor=actor)
 
 
 _Prepared = Register | _Candidate | UserExistsError | InvalidFieldsError
@@ -288,18 +269,17 @@ class UserImport:
         except InvalidFieldsError as error:
             errors += [(field_error.field, field_error.message) for field_error in error.errors]
         InvalidFieldsError.raise_for(errors)
-        return _Candidate(
-            username=str(username),
-            email=str(email),
-            enabled=enabled is True,
-            pending=cast("Pending | None", pending),
-            created=times["created_datetime"],
-            expires=times["expires_datetime"],
-            plan=None if plan is None else str(plan),
-            metadata=metadata,
-            password=password,
-            encrypted=encrypted,
-        )
+        fields = {
+            "username": username,
+            "email": email,
+            "enabled": enabled,
+            "pending": pending,
+            "created": times["created_datetime"],
+            "expires_datetime": times["expires_datetime"],
+            "plan": plan,
+            "metadata": metadata,
+        }
+        return _Candidate(canonical_username(str(username)), fields, password, encrypted)
 
     def _store_uninterrupted(self, batch: _PreparedBatch) -> int:
         with _deferred_interrupt():  # otherwise, rows could be stored but not counted

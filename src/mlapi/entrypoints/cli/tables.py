@@ -124,13 +124,17 @@ def _format_csv(lines: Iterable[Sequence[object]]) -> bytes:
     return stream.getvalue().encode()
 
 
+_WRITE_CELL: dict[type, Callable[[Any], str]] = {
+    bool: lambda value: "true" if value else "false",
+    datetime: datetime.isoformat,
+    **dict.fromkeys([dict, msgspec.Raw], lambda value: msgspec.json.encode(value).decode()),
+}
+
+
 def format_cell(value: object) -> object:
     """Return a value as it is written in CSV."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict | msgspec.Raw):
-        return msgspec.json.encode(value).decode()
-    return value.isoformat() if isinstance(value, datetime) else value
+    write = _WRITE_CELL.get(type(value))
+    return value if write is None else write(value)
 
 
 def _format_table(

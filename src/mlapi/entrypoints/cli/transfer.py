@@ -1,9 +1,10 @@
 """``mlapi users import`` and ``mlapi users export``."""
 
+import gc
 import io
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mlapi.entrypoints.logs import generate_request_id
 from mlapi.platforms import cores
 
 _PAGE_SIZE = 2_000
+_OBJECTS_PER_COLLECTION = 100_000
 _FORMAT_BY_SUFFIX: dict[str, FileFormat] = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
@@ -89,7 +91,11 @@ def users_import(
 
 def _run(importing: UserImport, rows: Iterable[Row], *, size_bytes: int | None) -> None:
     try:
-        with _progress_bar("importing", size_bytes) as bar, closing(importing.run(rows)) as offsets:
+        with (
+            _rare_collections(),
+            _progress_bar("importing", size_bytes) as bar,
+            closing(importing.run(rows)) as offsets,
+        ):
             for offset in offsets:
                 bar.update(offset - bar.pos)
     except KeyboardInterrupt:
@@ -123,12 +129,23 @@ def users_export(
         bootstrap.open_users(load_settings(), must_be_available=True, may_create=False) as users,
     ):
         selected = users.iterate_users(matching, batch_size=_PAGE_SIZE)
-        with _progress_bar("exporting", users.count()) as bar:
+        with _rare_collections(), _progress_bar("exporting", users.count()) as bar:
             for _ in write_users(stream, file_format, selected, passwords=with_stored_passwords):
                 bar.update(1)
         count = bar.pos
     if file != STDIO:
         click.echo(f"exported {count}")
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Search for reference cycles less often. Users contain none, and the search takes a tenth of the time."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_OBJECTS_PER_COLLECTION, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def _format_of(file: Path) -> FileFormat:

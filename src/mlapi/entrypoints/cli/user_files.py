@@ -166,17 +166,15 @@ def write_users(stream: TextIO, file_format: FileFormat, users: Iterable[User], 
         passwords: whether to include stored passwords.
     """
     writer = csv.writer(stream, lineterminator="\n")
-    columns = [*_EXPORTED, "stored_password"] if passwords else [*_EXPORTED]
+    columns = {**_EXPORTED, **_STORED_PASSWORD} if passwords else _EXPORTED
     if file_format == "csv":
         writer.writerow(columns)
     for user in users:
-        values = {name: _EXPORTED[name](user) for name in _EXPORTED}
-        if passwords:
-            values["stored_password"] = user.password.value
+        values = [read(user) for read in columns.values()]
         if file_format == "csv":
-            writer.writerow(map(format_cell, values.values()))
+            writer.writerow(map(format_cell, values))
         else:
-            stream.write(f"{msgspec.json.encode(values).decode()}\n")
+            stream.write(f"{msgspec.json.encode(dict(zip(columns, values, strict=True))).decode()}\n")
         yield
 
 
@@ -193,3 +191,4 @@ _EXPORTED: Mapping[str, Callable[[User], object]] = {
     "metadata": lambda user: None if user.metadata.value is None else msgspec.Raw(user.metadata.value.encode()),
 }
 """The columns of an export, in order."""
+_STORED_PASSWORD: Mapping[str, Callable[[User], object]] = {"stored_password": lambda user: user.password.value}
