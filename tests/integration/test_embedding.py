@@ -21,6 +21,7 @@ from mlapi import ConfigurationError, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.bootstrap import open_users
 from mlapi.config import load_settings
+from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.guard import GuardMiddleware
 from mlapi.entrypoints.http import compose_lifespans, create_app
@@ -83,6 +84,40 @@ def test_missing_lifespan_is_logged_once_per_second(caplog: pytest.LogCaptureFix
 
 
 # --- composed lifespans
+
+
+class QuotaError(Exception):
+    pass
+
+
+class QuotaCipher(PlainCipher):
+    def encrypt(self, password: str) -> EncryptedPassword:
+        raise QuotaError
+
+
+async def handle_quota_error(_request: Request, _error: Exception) -> JSONResponse:
+    return JSONResponse({"message": "quota"}, 507)
+
+
+def test_own_exception_handlers_receive_errors_of_operations() -> None:
+    app = create_app(Users(InMemoryUserRepository(), QuotaCipher()))
+    app.add_exception_handler(QuotaError, handle_quota_error)
+
+    with TestClient(app) as client:
+        response = client.post("/register-user", json=ADA)
+
+    assert (response.status_code, response.json()) == (507, {"message": "quota"})
+
+
+@pytest.mark.parametrize("root_path", ["", "/users"])
+def test_mount_point_may_equal_the_path_of_an_operation(root_path: str) -> None:
+    app = create_app(Users(InMemoryUserRepository(), PlainCipher()), LOCAL_MODE)
+    outer = Starlette(routes=[Mount(root_path, app)], lifespan=compose_lifespans(app))
+
+    with TestClient(outer, base_url="http://127.0.0.1:8001", client=("127.0.0.1", 50_000)) as client:
+        statuses = [client.get(f"{root_path}{path}").status_code for path in ("/users", "/users/me", "/health/live")]
+
+    assert statuses == [200, 401, 200]
 
 
 def test_mounted_service_starts_with_the_outer_application(folder: Path) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from copy import copy
 from queue import SimpleQueue
@@ -230,7 +230,7 @@ class CommandBatcher(Batcher[Command, Result]):
     async def apply(self, command: AddLink) -> Link: ...
     @overload
     async def apply(self, command: RedeemLink) -> Redemption: ...
-    async def apply(self, command: Command) -> Result:
+    def apply(self, command: Command) -> Coroutine[Any, Any, Result]:
         """Apply a command, and return its outcome once the change is durable.
 
         Raises:
@@ -238,7 +238,7 @@ class CommandBatcher(Batcher[Command, Result]):
                 LinkNotAllowedError, UserReferencedError, ChangeRejectedError: if the command is rejected.
             ServiceUnavailableError, RepositoryUnavailableError: see `submit` and `UserRepository.apply`.
         """
-        return await self.submit(command)
+        return self.submit(command)
 
     async def apply_all(self, commands: Sequence[Command]) -> list[Outcome | ServiceUnavailableError]:
         """Apply commands, and return the outcome of each once the changes are durable.

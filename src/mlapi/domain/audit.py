@@ -84,6 +84,7 @@ Result = Literal[
     "manager_not_found",
 ]
 
+_INTERNAL = (RecordApiKeyUse, Reencrypt)
 _NAMING_THEIR_USER = (UpdateUser, AddLink, RedeemLink)
 _ACTIONS: dict[type[Command], Action] = {
     Register: "register",
@@ -193,21 +194,21 @@ def make_audit_entry(command: Command, outcome: Outcome) -> AuditEntry | None:
     stored password. Also return None for rejected commands of clients without credentials, which could otherwise fill
     the disk.
     """
-    action = get_action(command)
-    if action is None or isinstance(command, RecordApiKeyUse | Reencrypt):  # mypy needs the isinstance
+    if isinstance(command, _INTERNAL):
         return None
-    if command.actor.is_anonymous and get_result(outcome) != "done":
+    actor, result = command.actor, get_result(outcome)
+    if result != "done" and actor.is_anonymous:
         return None
     return AuditEntry(
         at=command.key.created_datetime if isinstance(command, AddApiKey) else command.at,
-        actor=command.actor.name,
-        action=action,
+        actor=actor.name,
+        action=_get_audited_action(command),
         user_id=_get_user_id(command, outcome),
         api_key_id=outcome.id if isinstance(outcome, ApiKey) else None,
-        outcome=get_result(outcome),
-        request_id=command.actor.request_id,
+        outcome=result,
+        request_id=actor.request_id,
         changes=_encode_changes(command, outcome),
-        bulk_id=(command.actor.request_id or "") if command.actor.is_repeated else "",
+        bulk_id=(actor.request_id or "") if actor.is_repeated else "",
     )
 
 
@@ -238,9 +239,13 @@ def describe_changes(before: User | None, after: User) -> dict[str, object]:
 
 def get_action(command: Command) -> Action | None:
     """Return the name of a command's action, or None if it is not audited."""
+    return None if isinstance(command, _INTERNAL) else _get_audited_action(command)
+
+
+def _get_audited_action(command: Command) -> Action:
     if isinstance(command, SetEnabled):
         return "enable" if command.enabled else "disable"
-    return _ACTIONS.get(type(command))
+    return _ACTIONS[type(command)]
 
 
 def get_result(outcome: Outcome) -> Result:
@@ -248,10 +253,10 @@ def get_result(outcome: Outcome) -> Result:
 
 
 def _get_user_id(command: Command, outcome: Outcome) -> UserId | None:
-    if isinstance(command, _NAMING_THEIR_USER):  # a `UserExistsError` has the id of another user
-        user_id: int | None = command.user_id
-    elif isinstance(outcome, User):
-        user_id = outcome.id
+    if isinstance(outcome, User):
+        user_id: int | None = outcome.id
+    elif isinstance(command, _NAMING_THEIR_USER):  # a `UserExistsError` has the id of another user
+        user_id = command.user_id
     elif isinstance(outcome, ApiKeyNotFoundError | LinkNotFoundError | UserChange | Redemption):
         user_id = None
     else:

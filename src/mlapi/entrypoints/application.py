@@ -4,6 +4,7 @@ Importing this module only builds the routes. The server reads the configuration
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -34,12 +35,13 @@ from mlapi.entrypoints.http.middleware import (
     handle_http_exception,
     handle_server_error,
 )
-from mlapi.entrypoints.http.operation_router import OperationRouter, operation_routes
+from mlapi.entrypoints.http.operation_dispatch import OperationDispatch, operation_routes
 from mlapi.entrypoints.http.request_context import RequestContextMiddleware
 from mlapi.entrypoints.http.runtime import Runtime, install, lifespan_for, lifespan_from_config
 from mlapi.entrypoints.http.start_page import start_routes
 from mlapi.entrypoints.wire.paths import ACCOUNT_PATH, CONSOLE_PATH, LINKS_PATH, START_PATH
 
+_EXCEPTION_HANDLERS = {HTTPException: handle_http_exception, Exception: handle_server_error}
 _PAGES = (CONSOLE_PATH, ACCOUNT_PATH, LINKS_PATH)
 """The paths of pages, which check access themselves."""
 
@@ -108,7 +110,10 @@ def create_app(
 
 
 def _build_app(lifespan: Lifespan[Starlette]) -> Starlette:
+    operations = operation_routes()
     app = _Application(
+        operations,
+        routes=[*operations, *start_routes(), *documentation_routes(), *_page_routes()],
         middleware=[
             Middleware(StartupErrorMiddleware),
             Middleware(RejectLargeHead),
@@ -119,11 +124,10 @@ def _build_app(lifespan: Lifespan[Starlette]) -> Starlette:
                 find_manager=find_manager,
             ),
         ],
-        exception_handlers={HTTPException: handle_http_exception, Exception: handle_server_error},
+        exception_handlers=_EXCEPTION_HANDLERS,
+        lifespan=lifespan,
     )
-    app.router = OperationRouter(
-        operation_routes(), [*start_routes(), *documentation_routes(), *_page_routes()], lifespan
-    )
+    app.router.redirect_slashes = False  # a redirect would contain the host from the Host header, which may be forged
     return app
 
 
@@ -132,8 +136,18 @@ def _page_routes() -> list[Route]:
 
 
 class _Application(Starlette):
+    def __init__(self, operations: Sequence[Route], **options: Any) -> None:  # noqa: ANN401 - the arguments of Starlette
+        super().__init__(**options)
+        self._operations = operations
+
     def build_middleware_stack(self) -> ASGIApp:
-        """Also wrap Starlette's error handling, so that its responses get the default headers and are counted."""
+        """Also wrap Starlette's error handling, so that its responses get the default headers and are counted.
+
+        Call the operations directly, unless an embedding application has added exception handlers: only Starlette's
+        router calls those.
+        """
+        if self.exception_handlers == _EXCEPTION_HANDLERS:
+            self.user_middleware.append(Middleware(OperationDispatch, self._operations))
         return RequestContextMiddleware(super().build_middleware_stack())
 
 

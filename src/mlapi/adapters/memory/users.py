@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from functools import cmp_to_key
 
@@ -45,13 +45,13 @@ class InMemoryAuditTrail:
 
     def __init__(self) -> None:
         self._lock = new_lock()
-        self._entries: list[AuditEntry] = []
+        self._entries: dict[AuditId, AuditEntry] = {}  # without their ids: adding them to all would double the time
         self._last_id = 0
 
     def write(self, entry: AuditEntry) -> None:
         with self._lock:
             self._last_id += 1
-            self._entries.append(attrs.evolve(entry, id=AuditId(self._last_id)))
+            self._entries[AuditId(self._last_id)] = entry
 
     def list_page(
         self,
@@ -63,44 +63,46 @@ class InMemoryAuditTrail:
     ) -> list[AuditEntry]:
         with self._lock:
             found = [
-                entry
-                for entry in reversed(self._entries)
-                if (after is None or entry.id < after)
-                and (newer_than is None or entry.id > newer_than)
+                (entry_id, entry)
+                for entry_id, entry in reversed(self._entries.items())
+                if (after is None or entry_id < after)
+                and (newer_than is None or entry_id > newer_than)
                 and matching.matches(entry)
             ]
-        return found[:limit] if newer_than is None else found[-limit:]
+        return _with_ids(found[:limit] if newer_than is None else found[-limit:])
 
     def count_bulk(self, bulk_ids: Sequence[str], *, limit: int) -> list[int]:
         with self._lock:
-            counts = Counter(entry.bulk_id for entry in self._entries)
+            counts = Counter(entry.bulk_id for entry in self._entries.values())
         return [min(counts[bulk_id], limit) for bulk_id in bulk_ids]
 
     def find_removals(self, user_ids: Sequence[UserId]) -> list[AuditEntry]:
         with self._lock:
-            return [
-                entry
-                for entry in self._entries
+            return _with_ids(
+                (entry_id, entry)
+                for entry_id, entry in self._entries.items()
                 if entry.action == "remove" and entry.outcome == "done" and entry.user_id in user_ids
-            ]
+            )
 
     def count_per_day(self, *, since: datetime) -> list[DailyCount]:
         with self._lock:
             counts = Counter(
                 (entry.at.astimezone(UTC).date(), entry.action)
-                for entry in self._entries
+                for entry in self._entries.values()
                 if entry.at >= since and entry.outcome == "done"
             )
         return [DailyCount(day, action, count) for (day, action), count in sorted(counts.items())]
 
     def purge(self, *, before: datetime, limit: int) -> int:
         with self._lock:
-            old = sorted(
-                (entry for entry in self._entries if entry.at < before), key=lambda entry: (entry.at, entry.id)
-            )[:limit]
-            gone = {entry.id for entry in old}
-            self._entries = [entry for entry in self._entries if entry.id not in gone]
-            return len(gone)
+            old = sorted((entry.at, entry_id) for entry_id, entry in self._entries.items() if entry.at < before)[:limit]
+            for _, entry_id in old:
+                del self._entries[entry_id]
+            return len(old)
+
+
+def _with_ids(entries: Iterable[tuple[AuditId, AuditEntry]]) -> list[AuditEntry]:
+    return [attrs.evolve(entry, id=entry_id) for entry_id, entry in entries]
 
 
 class InMemoryLinks:

@@ -1,7 +1,7 @@
 """The threads of an application. Each kind of work has its own, so that none has to wait for another kind."""
 
-from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar, overload
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar, overload
 
 import attrs
 from starlette.types import Receive
@@ -124,8 +124,8 @@ class PoolExecutor:
     async def apply(self, command: AddLink) -> Link: ...
     @overload
     async def apply(self, command: RedeemLink) -> Redemption: ...
-    async def apply(self, command: Command) -> Result:
-        return await self._commands.apply(command)
+    def apply(self, command: Command) -> Coroutine[Any, Any, Result]:
+        return self._commands.apply(command)
 
     async def apply_all(self, commands: Sequence[Command]) -> list[Outcome | ServiceUnavailableError]:
         """Apply many commands durably. See `CommandBatcher.apply_all`."""

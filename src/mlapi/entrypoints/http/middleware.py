@@ -45,7 +45,7 @@ class Endpoint:
     """An ASGI application that calls a handler.
 
     Args:
-        handler: returns the response to a request, or raises an `MlapiError`.
+        handler: returns the response to a request, or raises an `MlapiError` or an ``HTTPException``.
         name: the name of the endpoint in the metrics.
     """
 
@@ -59,6 +59,8 @@ class Endpoint:
             response = await self._handler(request)
         except MlapiError as error:
             response = await delayed_error_response(request, error)
+        except HTTPException as error:
+            response = _http_exception_response(error)
         except ClientDisconnect:
             return
         await send_response(response, send)
@@ -79,6 +81,8 @@ class MethodDispatch:
         return endpoint(scope, receive, send)
 
 
+RUNTIME = "mlapi.runtime"
+"""The key of the `Runtime` in the scope of a request. Reading the state of the application takes five times as long."""
 MANAGER = "mlapi.manager"
 """The key of the `ManagerIdentity` in the scope of a request that `RequireAdmin` lets in, except on public paths."""
 
@@ -212,16 +216,16 @@ class StartupErrorMiddleware:
 
 
 async def send_response(response: Response, send: Send) -> None:
-    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
-    if response.body:
-        headers += [
-            (b"content-type", response.media_type.encode("latin-1")),
-            (b"content-length", b"%d" % len(response.body)),
-        ]
+    headers, body = [], response.body
+    for name, value in response.headers:
+        headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+    if body:
+        headers.append((b"content-type", response.media_type.encode("latin-1")))
+        headers.append((b"content-length", b"%d" % len(body)))
     elif response.status == HTTPStatus.OK:
         headers.append((b"content-length", b"0"))  # otherwise, the server would send an empty chunk
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": response.body})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def delayed_error_response(request: Request, error: MlapiError) -> Response:
@@ -261,7 +265,11 @@ async def handle_error(request: Request, error: Exception) -> starlette_response
 async def handle_http_exception(_request: Request, error: Exception) -> starlette_responses.Response:
     """Handle Starlette's ``HTTPException``: an unknown path, or a method that the path does not support."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this exception only
-    return starlette_response(http_error_response(error.status_code, tuple((error.headers or {}).items())))
+    return starlette_response(_http_exception_response(error))
+
+
+def _http_exception_response(error: HTTPException) -> Response:
+    return http_error_response(error.status_code, tuple((error.headers or {}).items()))
 
 
 async def handle_server_error(_request: Request, _error: Exception) -> starlette_responses.Response:

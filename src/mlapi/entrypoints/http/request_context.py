@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.application.deadlines import end_deadline, start_deadline
 from mlapi.domain.addresses import Network
-from mlapi.entrypoints.http.middleware import error_log, send_response
+from mlapi.entrypoints.http.middleware import RUNTIME, error_log, send_response
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.root_path import remove_repeated_root
 from mlapi.entrypoints.logs import REQUEST_ID, generate_request_id
@@ -70,6 +70,7 @@ class RequestContextMiddleware:
         proxied = _proxied_client(scope, receive, runtime.trusted_proxies)
         address = None if proxied is None else proxied.resolve_address(runtime.trusted_proxies)
         scope = _correct_access_log(scope, address)
+        scope[RUNTIME] = runtime
         request_id = (proxied and _forwarded_id(scope)) or generate_request_id()
         has_disconnected = partial(_has_disconnected, send)
         token, deadline_token = REQUEST_ID.set(request_id), start_deadline(is_disconnected=has_disconnected)

@@ -11,7 +11,7 @@ from mlapi.domain.credentials import looks_like_api_key
 from mlapi.domain.usage import DayRange, UsageRepository
 from mlapi.domain.users import User, UserId, utc_now
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.http.middleware import MANAGER
+from mlapi.entrypoints.http.middleware import MANAGER, RUNTIME
 from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.wire import queries, reports, requests
 from mlapi.entrypoints.wire.errors import (
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def get_runtime(request: Request) -> Runtime:
-    runtime: Runtime = request.scope["app"].state.runtime
+    runtime: Runtime = request.scope[RUNTIME]
     return runtime
 
 
