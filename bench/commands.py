@@ -14,7 +14,7 @@ from bench.targets import BIN, clean_environ
 
 @dataclass
 class Usage:
-    """What a command used."""
+    """The time and the memory of a command."""
 
     seconds: float
     peak_mib: float

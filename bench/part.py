@@ -1,4 +1,4 @@
-"""One part of a benchmark: what it builds, and what it has measured."""
+"""One part of a benchmark, with its targets and results."""
 
 import argparse
 import subprocess

@@ -1,4 +1,4 @@
-"""The measurements of the parts of a benchmark, each saved to a file of its own."""
+"""The measurements of the parts of a benchmark, each in a separate file."""
 
 from collections import defaultdict
 from collections.abc import Iterable

@@ -36,7 +36,7 @@ PEER_PACKAGES = ("fastapi", "fastapi-users", "sqlalchemy", "aiosqlite", "django"
 
 
 def measure_part(name: str, arguments: argparse.Namespace) -> Results:
-    """Measure a part with databases and a PostgreSQL server of its own."""
+    """Measure a part with new databases and a new PostgreSQL server."""
     print(f"part {name}", flush=True)
     started_at = time.monotonic()
     with ExitStack() as stack:

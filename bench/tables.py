@@ -1,4 +1,4 @@
-"""What the sections of RESULTS.md have in common."""
+"""Medians and Markdown tables for the sections of RESULTS.md."""
 
 import statistics
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Start the servers to measure, each pinned to cores of its own, and check that it owns its port."""
+"""Start the servers to measure, each on its assigned cores, and check that it owns its port."""
 
 import os
 import re
@@ -48,21 +48,22 @@ class Server:
         self.startup_seconds = 0.0
 
     def __enter__(self) -> Self:
-        log = (self.target.folder / "server.log").open("ab")
+        output = (self.target.folder / "server.log").open("ab")
         command = [part.replace("{port}", str(self.port)) for part in self.target.command]
         started_at = time.perf_counter()
         self._process = subprocess.Popen(
             ["taskset", "-c", self.cores.server, *command],
             cwd=self.target.folder,
             env={**clean_environ(), **self.target.environ},
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
-        log.close()
+        output.close()
         while True:
             if self._process.poll() is not None:
-                raise RuntimeError(f"{self.target.name} did not start: see {self.target.folder}/server.log")
+                log = (self.target.folder / "server.log").read_text(errors="replace")
+                raise RuntimeError(f"{self.target.name} did not start:\n{log[-2000:]}")
             try:
                 self.call("GET", "/health/live")
                 break
@@ -89,7 +90,7 @@ class Server:
         return self._sum_memory("Rss")
 
     def proportional_mib(self) -> float:
-        """Return the memory of all processes of the server. What they share counts once."""
+        """Return the memory of all processes of the server. Shared memory counts once."""
         return self._sum_memory("Pss")
 
     def _sum_memory(self, name: str) -> float:

@@ -7,7 +7,7 @@ PEER_DATABASE_URL is ``sqlite:////abs/path.db`` or ``postgresql://user:password@
 (argon2-cffi's argon2id, in a thread) or ``cheap`` (one salted SHA-256, without a thread, which would cost more).
 
 This is the usual tutorial application, made correct: the unique index decides who gets a username, every request has
-a session of its own and commits before it responds, unknown ids get 404 and taken names 409. A change is a single
+its own session and commits before it responds, unknown ids get 404 and taken names 409. A change is a single
 statement, which is faster than to load the user first.
 
 The endpoints have no authentication, audit trail or metrics. Durability is the same as mlapi's: WAL and
