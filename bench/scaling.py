@@ -118,7 +118,7 @@ PARTS = (
     "mlapi_audit",
     "mlapi_audit_pkey",
     "ix_mlapi_audit_at",
-    "ix_mlapi_audit_user_id",
+    "ix_mlapi_audit_user",
 )
 
 

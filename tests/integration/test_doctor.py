@@ -72,7 +72,7 @@ def test_healthy_service_has_no_problems(folder: Path, monkeypatch: pytest.Monke
 
     checks = json.loads(result.stdout)
     assert (result.exit_code, checks["state"]) == (0, "ok")
-    assert ("database", f"{folder}/mlapi.db: users 1, schema at revision 0006, the key matches") in find_checks("ok")
+    assert ("database", f"{folder}/mlapi.db: users 1, schema at revision 0007, the key matches") in find_checks("ok")
     assert "c4n4ry" not in result.output
 
 
@@ -84,7 +84,7 @@ def test_healthy_postgresql_has_no_problems(
         monkeypatch.setenv(name, value)
 
     assert find_checks("problem") == []
-    assert ("database", "users 0, schema at revision 0006, the key matches") in find_checks("ok")
+    assert ("database", "users 0, schema at revision 0007, the key matches") in find_checks("ok")
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,11 @@ def assert_intact(url: URL, schema: str | None = None) -> None:
         found = inspect(connection)
         of_postgresql = {"ix_users_metadata", "ix_users_email", "ix_users_enabled"}
         of_sqlite = {"ix_users_email_nocase", "ix_users_disabled"}
+        unreflected = {"ix_mlapi_audit_user"} if connection.dialect.name == "sqlite" else set()  # it has an expression
         other_indexes = of_sqlite if connection.dialect.name == "postgresql" else of_postgresql
         for table in metadata.sorted_tables:
             assert {each["name"] for each in found.get_columns(table.name, schema)} == set(table.columns.keys())
-            assert {index.name for index in table.indexes} - other_indexes <= {
+            assert {index.name for index in table.indexes} - other_indexes - unreflected <= {
                 each["name"] for each in found.get_indexes(table.name, schema)
             }
         assert found.has_table(VERSION_TABLE, schema)

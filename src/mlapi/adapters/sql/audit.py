@@ -1,10 +1,11 @@
 """Read and purge the audit trail. The dialects write its entries, together with each batch of commands."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, get_args
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Date,
@@ -22,7 +23,7 @@ from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
 from mlapi.adapters.sql.purging import purge_statement
 from mlapi.adapters.sql.rows import AUDIT_COLUMNS, read_audit_entry
-from mlapi.adapters.sql.tables import FREQUENT_ACTORS, RARE_ACTORS_UNFOLDED, audit
+from mlapi.adapters.sql.tables import AUDIT_BUCKET, AUDIT_REMOVALS, FREQUENT_ACTORS, RARE_ACTORS_UNFOLDED, audit
 from mlapi.domain.audit import EVERY_ENTRY, MAX_CLOCK_DIFFERENCE, Action, AuditEntry, AuditFilter, AuditId, DailyCount
 from mlapi.domain.users import MAX_USER_ID, UserId
 
@@ -36,7 +37,15 @@ _COUNT_PER_DAY = (
 _PURGE = purge_statement(audit, audit.c.at < bindparam("before"), audit.c.at, audit.c.id)
 _NEWEST_BEFORE = select(audit.c.id).where(audit.c.at < bindparam("time")).order_by(audit.c.at.desc(), audit.c.id.desc())
 _OLDEST_FROM = select(audit.c.id).where(audit.c.at >= bindparam("time")).order_by(audit.c.at, audit.c.id)
-_IS_UNFOLDED = audit.c.bulk_id == literal_column("''")
+_FIRST_BUCKET, _LAST_BUCKET = bindparam("first_bucket", type_=BigInteger), bindparam("last_bucket", type_=BigInteger)
+_LOWER_BUCKETS = select(_FIRST_BUCKET.label("number")).cte("buckets", recursive=True)
+_BUCKETS = _LOWER_BUCKETS.union_all(
+    select(_LOWER_BUCKETS.c.number + literal_column("1")).where(_LOWER_BUCKETS.c.number < _LAST_BUCKET)
+)
+_RANGE_GROWTH = 8
+
+Hide = Callable[[ColumnElement[Any]], ColumnElement[Any]]
+"""Hides the indexes of a column from the database. See `Dialect.without_index`."""
 
 
 class SqlAuditTrail:
@@ -59,19 +68,51 @@ class SqlAuditTrail:
     ) -> list[AuditEntry]:
         if not _is_possible(matching):
             return []
-        conditions = list(_conditions(matching))
+        positions = list[ColumnElement[bool]]()
         if after is not None:
-            conditions.append(audit.c.id < min(after, MAX_USER_ID))
+            positions.append(audit.c.id < min(after, MAX_USER_ID))
         if newer_than is not None:
-            conditions.append(audit.c.id > min(newer_than, MAX_USER_ID))
+            positions.append(audit.c.id > min(newer_than, MAX_USER_ID))
+        ascending = newer_than is not None
 
         def read(connection: Connection) -> Sequence[Any]:
-            bounds = _find_bounds(connection, matching)
-            page = _page([*conditions, *bounds], matching, limit, ascending=newer_than is not None)
+            ids = [*positions, *_find_bounds(connection, matching)]
+            if matching.user_id is not None:
+                return self._read_of_user(connection, ids, matching, limit, ascending=ascending)
+            page = _page([*_conditions(matching), *ids], matching, limit, ascending=ascending)
             return connection.execute(page).all()
 
         entries = [read_audit_entry(row) for row in self._database.browse(read)]
-        return entries if newer_than is None else entries[::-1]
+        return entries[::-1] if ascending else entries
+
+    def _read_of_user(
+        self,
+        connection: Connection,
+        ids: Sequence[ColumnElement[bool]],
+        matching: AuditFilter,
+        limit: int,
+        *,
+        ascending: bool,
+    ) -> list[Any]:
+        """Read a page of one user's entries from more and more buckets, until it is full. See `AUDIT_BUCKET`."""
+        oldest = select(AUDIT_BUCKET).where(*ids).order_by(audit.c.id).limit(1)
+        newest = select(AUDIT_BUCKET).where(*ids).order_by(audit.c.id.desc()).limit(1)
+        buckets = connection.execute(select(oldest.scalar_subquery(), newest.scalar_subquery())).one()
+        hide = self._database.dialect.without_index  # otherwise, SQLite might read the index of another condition
+        order = audit.c.id + literal_column("0")  # or all entries in this order
+        query = (
+            select(*AUDIT_COLUMNS)
+            .join_from(_BUCKETS, audit, _BUCKETS.c.number == AUDIT_BUCKET)
+            .where(audit.c.user_id == matching.user_id, *_conditions(matching, hide), *ids)
+            .order_by(order.asc() if ascending else order.desc())
+        )
+        found: list[Any] = []
+        for first, last in _bucket_ranges(*buckets, ascending=ascending):
+            page = query.limit(limit - len(found))
+            found += connection.execute(page, {"first_bucket": first, "last_bucket": last}).all()
+            if len(found) == limit:
+                break
+        return found
 
     def count_bulk(self, bulk_ids: Sequence[str], *, limit: int) -> list[int]:
         if not bulk_ids:
@@ -84,9 +125,7 @@ class SqlAuditTrail:
         storable = [user_id for user_id in user_ids if is_storable_user_id(user_id)]
         if not storable:
             return []
-        found = select(*AUDIT_COLUMNS).where(
-            audit.c.user_id.in_(storable), audit.c.action == "remove", audit.c.outcome == "done"
-        )
+        found = select(*AUDIT_COLUMNS).where(audit.c.user_id.in_(storable), text(AUDIT_REMOVALS))
         rows = self._database.browse(lambda connection: connection.execute(found).all())
         return [read_audit_entry(row) for row in rows]
 
@@ -104,21 +143,35 @@ def _is_possible(matching: AuditFilter) -> bool:
     return is_storable and (matching.user_id is None or is_storable_user_id(matching.user_id))
 
 
-def _conditions(matching: AuditFilter) -> Iterator[ColumnElement[bool]]:
-    if matching.user_id is not None:
-        yield audit.c.user_id == matching.user_id
+def _bucket_ranges(oldest: int | None, newest: int | None, *, ascending: bool) -> Iterator[tuple[int, int]]:
+    """Divide the buckets into larger and larger ranges. Yield the first and the last bucket of each."""
+    if oldest is None or newest is None:
+        return
+    bucket_count = 1
+    while oldest <= newest:
+        if ascending:
+            yield oldest, min(newest, oldest + bucket_count - 1)
+            oldest += bucket_count
+        else:
+            yield max(oldest, newest - bucket_count + 1), newest
+            newest -= bucket_count
+        bucket_count *= _RANGE_GROWTH
+
+
+def _conditions(matching: AuditFilter, hide: Hide = lambda column: column) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions of a filter except the one for ``user_id``."""
     if matching.action is not None:
-        yield audit.c.action == matching.action
+        yield hide(audit.c.action) == matching.action
     if matching.actor is not None:
-        yield audit.c.actor == matching.actor
+        yield hide(audit.c.actor) == matching.actor
     if matching.since is not None:
-        yield audit.c.at >= matching.since
+        yield hide(audit.c.at) >= matching.since
     if matching.until is not None:
-        yield audit.c.at < matching.until
+        yield hide(audit.c.at) < matching.until
     if matching.bulk_id is not None:
-        yield audit.c.bulk_id == matching.bulk_id
+        yield hide(audit.c.bulk_id) == matching.bulk_id
     if matching.is_folded:
-        yield _IS_UNFOLDED
+        yield hide(audit.c.bulk_id) == literal_column("''")
 
 
 def _page(
@@ -129,7 +182,7 @@ def _page(
     query = select(*AUDIT_COLUMNS).where(*conditions)
     if matching.actor is not None and matching.is_folded and matching.actor not in FREQUENT_ACTORS:
         query = query.where(text(RARE_ACTORS_UNFOLDED))
-    elif (matching.is_folded or matching.bulk_id) and matching.action is None and matching.user_id is None:
+    elif (matching.is_folded or matching.bulk_id) and matching.action is None:
         pages = (query.where(audit.c.action == action).order_by(order).limit(limit) for action in get_args(Action))
         union = union_all(*(select(page.subquery()) for page in pages)).subquery()
         return select(union).order_by(union.c.id.asc() if ascending else union.c.id.desc()).limit(limit)

@@ -6,7 +6,7 @@ They have a module of their own because SQLAlchemy loads its PostgreSQL dialects
 from sqlalchemy import Index, Integer, cast, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from mlapi.adapters.sql.tables import RARE_ACTORS_UNFOLDED, audit, metadata, users
+from mlapi.adapters.sql.tables import AUDIT_BUCKET, AUDIT_REMOVALS, RARE_ACTORS_UNFOLDED, audit, metadata, users
 
 __all__ = ["metadata"]
 
@@ -60,4 +60,11 @@ Index(
     audit.c.id,
     postgresql_where=text(RARE_ACTORS_UNFOLDED),
     sqlite_where=text(RARE_ACTORS_UNFOLDED),
+)
+Index("ix_mlapi_audit_user", AUDIT_BUCKET, audit.c.user_id)
+Index(
+    "ix_mlapi_audit_removed",
+    audit.c.user_id,
+    postgresql_where=text(AUDIT_REMOVALS),
+    sqlite_where=text(AUDIT_REMOVALS),
 )
