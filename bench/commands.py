@@ -1,15 +1,17 @@
 """Run the command line of mlapi, and measure its time and memory."""
 
 import csv
-import os
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cores import assign_cores
 from bench.environment import mlapi_environ
 from bench.targets import BIN, clean_environ
+
+POLL_SECONDS = 0.005
 
 
 @dataclass
@@ -54,9 +56,20 @@ def _run(arguments: list[str], environ: dict[str, str], folder: Path) -> Usage:
             stdout=log,
             stderr=log,
         )
-        _, status, resources = os.wait4(process.pid, 0)
+        peak_kib = 0
+        while process.poll() is None:  # its resource usage would include the memory of this process before the exec
+            peak_kib = _peak_kib(process.pid) or peak_kib
+            time.sleep(POLL_SECONDS)
         seconds = time.perf_counter() - started_at
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"mlapi {' '.join(arguments)} failed: see {folder}/commands.log")
-    return Usage(seconds, resources.ru_maxrss / 1024)
+    return Usage(seconds, peak_kib / 1024)
+
+
+def _peak_kib(pid: int) -> int:
+    """Return the peak resident memory of a process. 0 if it has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    return 0

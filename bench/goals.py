@@ -58,10 +58,10 @@ class Goals:
 
     def at_least(self, what: str, figure: float, goal: float | None) -> str:
         """Return the text for a table: the goal, and whether it was missed. Empty without a goal."""
-        return "" if goal is None else self._compare(what, figure, f"{goal:,}", is_met=figure >= goal)
+        return "" if goal is None else self._compare(what, figure, _format(goal), is_met=figure >= goal)
 
     def at_most(self, what: str, figure: float, goal: float | None) -> str:
-        return "" if goal is None else self._compare(what, figure, f"{goal:,}", is_met=figure <= goal)
+        return "" if goal is None else self._compare(what, figure, _format(goal), is_met=figure <= goal)
 
     def _compare(self, what: str, figure: float, goal: str, *, is_met: bool) -> str:
         self.count += 1
@@ -70,3 +70,7 @@ class Goals:
         digits = 0 if figure >= 100 else 3 if f"{figure:.2f}" == goal else 2
         self.missed.append(f"{what}: {figure:,.{digits}f} instead of {goal}")
         return f"{goal} **missed**"
+
+
+def _format(goal: float) -> str:
+    return f"{goal:,}" if goal >= 1 else f"{goal:.2f}"

@@ -52,7 +52,8 @@ def measure_endpoints(part: Part) -> None:
             part.measure(target, ("register",), (16,))
             part.measure_concurrent(target)
         for target in peers:
-            part.measure(target, ("toggle", "register"), (16,))  # toggles first: queued hashes would slow them down
+            # Toggles do not hash. Measure them first: queued hashes would slow them down.
+            part.measure(target, ("register",) if "default" in target.name else ("toggle", "register"), (16,))
 
 
 def measure_guard(part: Part) -> None:
@@ -84,7 +85,7 @@ def measure_guard(part: Part) -> None:
         for target in toggled:
             part.measure(target, ("toggle",), (64,))
         for target in peers:
-            part.measure(target, ("token",), (16, 64))
+            part.measure(target, ("token",), (64,))
 
 
 def measure_logins(part: Part) -> None:
@@ -100,7 +101,7 @@ def measure_logins(part: Part) -> None:
     ]
     for _ in part.rounds():
         for target in cheap:
-            part.measure(target, ("log_in", "log_in_many"), (16, 64))
+            part.measure(target, ("log_in", "log_in_many"), (64,))
         for workers in HASHING_WORKERS:
             part.measure_bare_argon2id(",".join(assign_cores(workers).server.split(",")[:workers]))
         for target in hashing:
@@ -138,7 +139,7 @@ def measure_workers(part: Part) -> None:
     for _ in part.rounds():
         for changed, read in zip(changing, reading, strict=True):
             part.measure(changed, ("toggle", "register"), (64,))
-            part.measure(read, ("verify", "log_in"), (64,))
+            part.measure(read, ("verify",), (64,))
 
 
 def measure_growth(part: Part) -> None:

@@ -112,7 +112,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", metavar="PARTS", help=f"measure some parts, separated by commas: {', '.join(PARTS)}")
     parser.add_argument("--merge", action="store_true", help="report the saved results of all parts")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=3, help="seconds for each measurement")
+    parser.add_argument("--seconds", type=int, default=2, help="seconds for each measurement")
     parser.add_argument("--grow-to", type=int, default=10_000_000, help="users in the largest table")
     parser.add_argument("--imports", type=int, default=1_000_000, help="users to import")
     parser.add_argument("--no-peers", action="store_true", help="measure mlapi and the ceiling only")

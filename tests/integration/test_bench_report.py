@@ -58,7 +58,8 @@ def endpoints() -> Results:
         for number, framework in enumerate(PEERS):
             for hashing in ("default", "cheap"):
                 name = f"{framework}, {kind}, {hashing} hash"
-                results.figures[name] = figures("register 16", "toggle 16", per_second=400 + number * 100)
+                measurements = ["register 16"] if hashing == "default" else ["register 16", "toggle 16"]
+                results.figures[name] = figures(*measurements, per_second=400 + number * 100)
                 results.startup_seconds[name], results.resident_mib[name] = [0.5], [80.0]
     return results
 
@@ -91,7 +92,7 @@ def others() -> Results:
             results.figures[f"logins, {kind}, argon2id, {workers}"] = figures("log_in 16", per_second=46 * workers)
         for workers in WORKERS:
             results.figures[f"changes, {kind}, {workers}"] = figures("toggle 64", "register 64", per_second=5_000)
-            results.figures[f"reads, {kind}, {workers}"] = figures("verify 64", "log_in 64", per_second=5_000)
+            results.figures[f"reads, {kind}, {workers}"] = figures("verify 64", per_second=5_000)
             results.other[f"PSS, changes, {kind}, {workers}"] = [60.0 * workers]
             results.texts[f"cores of {workers} workers"] = "shared"
         for users in SIZES[kind]:
@@ -158,9 +159,9 @@ def test_missed_goals_are_marked() -> None:
 
     assert goals.at_least("share", 0.449, 0.45) == "0.45 **missed**"
     assert goals.at_least("rate", 3_100, 3_000) == "3,000"
-    assert goals.at_most("seconds", 0.41, 0.4) == "0.4 **missed**"
+    assert goals.at_most("seconds", 0.41, 0.4) == "0.40 **missed**"
     assert goals.at_most("seconds", 9.0, None) == ""
-    assert (goals.count, goals.missed) == (3, ["share: 0.449 instead of 0.45", "seconds: 0.41 instead of 0.4"])
+    assert (goals.count, goals.missed) == (3, ["share: 0.449 instead of 0.45", "seconds: 0.41 instead of 0.40"])
 
 
 @pytest.mark.parametrize(
