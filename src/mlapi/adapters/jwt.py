@@ -47,6 +47,7 @@ class JwtTokenIssuer:
         self, keys: Sequence[bytes], *, lifetime: timedelta, issuer: str, audience: str, clock: Clock = utc_now
     ) -> None:
         self._newest = keys[0]
+        self._headers = {"kid": _key_id(keys[0])}
         self._key_by_header = {_header(key): key for key in keys}
         self._lifetime = lifetime
         self._issuer = issuer
@@ -69,7 +70,7 @@ class JwtTokenIssuer:
             "jti": secrets.token_hex(16),
             "epoch": user.token_epoch,
         }
-        token = jwt.encode(payload, self._newest, algorithm=ALGORITHM, headers={"kid": _key_id(self._newest)})
+        token = jwt.encode(payload, self._newest, algorithm=ALGORITHM, headers=self._headers)
         return IssuedToken(token, expires_at - issued_at)
 
     def verify(self, token: str) -> TokenClaims:

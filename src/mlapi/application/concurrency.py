@@ -38,11 +38,10 @@ class ConcurrencyLimit:
         semaphore = self._semaphores.setdefault(key, asyncio.Semaphore(self._max_running))
         self._tasks[key] += 1
         try:
-            try:
-                async with asyncio.timeout(remaining_seconds()):
-                    await semaphore.acquire()
-            except TimeoutError:
-                raise deadline_error() from None
+            if semaphore.locked():
+                await _wait_for(semaphore)
+            else:  # it does not wait, so it needs no timer
+                await semaphore.acquire()
             try:
                 yield
             finally:
@@ -51,3 +50,11 @@ class ConcurrencyLimit:
             self._tasks[key] -= 1
             if not self._tasks[key]:
                 del self._tasks[key], self._semaphores[key]
+
+
+async def _wait_for(semaphore: asyncio.Semaphore) -> None:
+    try:
+        async with asyncio.timeout(remaining_seconds()):
+            await semaphore.acquire()
+    except TimeoutError:
+        raise deadline_error() from None

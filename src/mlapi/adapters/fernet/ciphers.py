@@ -184,6 +184,7 @@ class _KeyRing:
     def __init__(self, keys: Sequence[str], salts: Sequence[str]) -> None:
         fernets = [Fernet(key) for key in keys]
         self._newest = fernets[0]
+        self._has_only_one = len(fernets) == 1
         self._fernet = MultiFernet(fernets)
         self.salts = salts
         self._salt_by_id = {_salt_id(salt): salt for salt in salts}
@@ -241,12 +242,13 @@ class _KeyRing:
         return not plaintext.endswith(newest)
 
     def has_older_key(self, token: str) -> bool:
-        if self.decrypt(token) is None:
+        """Return whether an older key decrypts the token, but the newest does not."""
+        if self._has_only_one:
             return False
         try:
             self._newest.decrypt(token.encode())
-        except InvalidToken:
-            return True
+        except (InvalidToken, ValueError):  # ValueError: the token is not ASCII
+            return self.decrypt(token) is not None
         return False
 
     def verify(self, password: str, plaintext: str, tag: str) -> bool:

@@ -18,6 +18,7 @@ from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.lists import StateCounts
+from mlapi.domain.logins import Login
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UsernameKey
@@ -182,6 +183,10 @@ class Dialect(Protocol[DriverConnectionT]):
         Rows are locked in the order of the keys. Return the new counts by key. A count whose window ended at ``now`` or
         earlier starts again, with a window until ``ends_at``.
         """
+        ...
+
+    def add_logins(self, connection: DriverConnectionT, logins: Sequence[Login]) -> None:
+        """Add the logins of users who exist, in one statement. See `mlapi.domain.logins.Logins.add`."""
         ...
 
     def add_usage(self, connection: DriverConnectionT, rows: Sequence[UsageRow]) -> None:

@@ -38,6 +38,7 @@ from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.lists import StateCounts
+from mlapi.domain.logins import Login
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.metadata import find_json_texts
 from mlapi.domain.usage import UsageRow
@@ -195,6 +196,9 @@ class PostgresqlDialect:
         self, connection: "BoundedConnection", events: Mapping[str, int], *, now: float, ends_at: float
     ) -> dict[str, WindowCount]:
         return execution.add_counts(connection, events, now=now, ends_at=ends_at)
+
+    def add_logins(self, connection: "BoundedConnection", logins: Sequence[Login]) -> None:
+        execution.add_logins(connection, logins)
 
     def add_usage(self, connection: "BoundedConnection", rows: Sequence[UsageRow]) -> None:
         execution.add_usage(connection, rows)

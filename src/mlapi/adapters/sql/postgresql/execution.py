@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from mlapi.adapters.sql import principals, rows, statements
 from mlapi.adapters.sql.postgresql import statements as sql
 from mlapi.adapters.sql.postgresql.batches import Segment, split_batch
@@ -36,6 +38,7 @@ from mlapi.domain.errors import (
     UserNotFoundError,
 )
 from mlapi.domain.links import AddLink, Link, Redemption
+from mlapi.domain.logins import Login
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.outbox import make_queued_mails
 from mlapi.domain.usage import UsageRow, sum_activity
@@ -114,6 +117,11 @@ def add_counts(
     parameters = {"keys": list(events), "events": list(events.values()), "now": now, "ends_at": ends_at}
     added = connection.execute(sql.ADD_COUNTS, parameters, binary=True)
     return statements.counts_by_key(added.fetchall())
+
+
+def add_logins(connection: "BoundedConnection", added: Sequence[Login]) -> None:
+    """Add the logins of users who exist. See `mlapi.domain.logins.Logins.add`."""
+    _execute(connection, sql.ADD_LOGINS, [attrs.asdict(login) for login in added])
 
 
 def add_usage(connection: "BoundedConnection", added: Sequence[UsageRow]) -> None:

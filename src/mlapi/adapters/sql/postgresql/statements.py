@@ -49,6 +49,7 @@ from mlapi.adapters.sql.tables import (
     attempts,
     audit,
     links,
+    logins,
     managers,
     outbox,
     usage,
@@ -140,19 +141,34 @@ def _compile_ids_by_username_key() -> bytes:
 
 def _compile_add_api_key() -> bytes:
     given = _given(*inserted_columns(ApiKey, api_keys))
-    # Lock the owners as the foreign key check does, but earlier, so that no owner is removed before the check.
-    owners = (
+    # The foreign key check locks the owners, too, but an owner could be removed before the check.
+    owners = _locked_owners(given)
+    return _compile(
+        insert(api_keys)
+        .from_select(list(given.c.keys()), select(given).join(owners, owners.c.id == given.c.user_id))
+        .returning(api_keys.c.id)
+    )
+
+
+def _compile_add_logins() -> bytes:
+    given = _given(*logins.c)
+    # There is no foreign key: a transaction that removes an owner waits for this lock, and then removes the logins.
+    owners = _locked_owners(given)
+    statement = insert(logins).from_select(
+        list(given.c.keys()), select(given).join(owners, owners.c.id == given.c.user_id)
+    )
+    return _compile(statement.on_conflict_do_nothing())
+
+
+def _locked_owners(given: CTE) -> CTE:
+    """Return a CTE that locks the users of the given rows as a foreign key check does, in the order of their ids."""
+    return (
         select(users.c.id)
         .where(users.c.id.in_(select(given.c.user_id)))
         .order_by(users.c.id)
         .with_for_update(read=True, key_share=True)
         .cte("owners")
         .prefix_with("MATERIALIZED")
-    )
-    return _compile(
-        insert(api_keys)
-        .from_select(list(given.c.keys()), select(given).join(owners, owners.c.id == given.c.user_id))
-        .returning(api_keys.c.id)
     )
 
 
@@ -309,5 +325,6 @@ READ_COUNTS = _compile(
     )
 )
 ADD_COUNTS = _compile_add_counts()
+ADD_LOGINS = _compile_add_logins()
 ADD_USAGE = _compile_add_usage()
 ADD_ACTIVITY = _compile_add_activity()

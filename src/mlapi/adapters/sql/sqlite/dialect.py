@@ -32,6 +32,7 @@ from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.lists import StateCounts
+from mlapi.domain.logins import Login
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.metadata import find_json_texts, is_key
 from mlapi.domain.usage import UsageRow
@@ -148,6 +149,9 @@ class SqliteDialect:
         self, connection: sqlite3.Connection, events: Mapping[str, int], *, now: float, ends_at: float
     ) -> dict[str, WindowCount]:
         return execution.add_counts(connection, events, now=now, ends_at=ends_at)
+
+    def add_logins(self, connection: sqlite3.Connection, logins: Sequence[Login]) -> None:
+        execution.add_logins(connection, logins)
 
     def add_usage(self, connection: sqlite3.Connection, rows: Sequence[UsageRow]) -> None:
         usage.add_usage(connection, rows)

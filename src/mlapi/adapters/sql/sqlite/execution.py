@@ -40,6 +40,7 @@ from mlapi.domain.errors import (
     UserNotFoundError,
 )
 from mlapi.domain.links import AddLink, Link, Redemption
+from mlapi.domain.logins import Login
 from mlapi.domain.managers import Manager, ManagerTokenId
 from mlapi.domain.outbox import QueuedMail, make_queued_mails
 from mlapi.domain.users import User, UserId, UsernameKey
@@ -89,6 +90,12 @@ def read_counts(connection: sqlite3.Connection, keys: Sequence[str], *, now: flo
     """Return the counts of login attempts by key. Windows that ended at ``now`` or earlier are omitted."""
     found = connection.execute(sql.READ_COUNTS, {"keys": msgspec.json.encode(keys).decode(), "now": now})
     return statements.counts_by_key(found.fetchall())
+
+
+def add_logins(connection: sqlite3.Connection, logins: Sequence[Login]) -> None:
+    """Add the logins of users who exist. See `mlapi.domain.logins.Logins.add`."""
+    new_rows = [(login.user_id, encode_time(login.at), login.address) for login in logins]
+    connection.execute(sql.ADD_LOGINS, {"rows": msgspec.json.encode(new_rows).decode()})
 
 
 def add_counts(

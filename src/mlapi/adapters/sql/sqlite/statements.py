@@ -10,7 +10,17 @@ from sqlalchemy.dialects.sqlite import Insert, insert
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, LINK_COLUMNS, MANAGER_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import REMOVED_WITH_USER, api_keys, attempts, audit, links, managers, outbox, users
+from mlapi.adapters.sql.tables import (
+    REMOVED_WITH_USER,
+    api_keys,
+    attempts,
+    audit,
+    links,
+    logins,
+    managers,
+    outbox,
+    users,
+)
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
@@ -40,6 +50,14 @@ def _insert_all(source: type[attrs.AttrsInstance], table: Table) -> Insert:
     values = (func.json_extract(given.c.value, literal_column(f"'$[{index}]'")) for index in range(len(columns)))
     # Without WHERE, SQLite would parse ON CONFLICT as a part of a join.
     return insert(table).from_select([column.name for column in columns], select(*values).where(true()))
+
+
+def _compile_add_logins() -> str:
+    given = func.json_each(bindparam("rows")).table_valued("value")
+    user_id, at, address = (func.json_extract(given.c.value, literal_column(f"'$[{index}]'")) for index in range(3))
+    owner = select(users.c.id).where(users.c.id == user_id)
+    existing = select(user_id, at, address).select_from(given).where(owner.correlate(given).exists())
+    return _compile(insert(logins).from_select(["user_id", "at", "address"], existing).on_conflict_do_nothing())
 
 
 def _compile_update(template: Update) -> str:
@@ -102,6 +120,7 @@ REMOVE_LINKS = _compile(delete(links).where(links.c.user_id == bindparam("id")))
 
 INSERT_AUDIT = _compile(_insert(AuditEntry, audit), _POSITIONAL)
 INSERT_AUDIT_ENTRIES = _compile(_insert_all(AuditEntry, audit))
+ADD_LOGINS = _compile_add_logins()
 INSERT_MAIL = _compile(_insert(QueuedMail, outbox), _POSITIONAL)
 
 READ_COUNTS = _compile(
