@@ -1,11 +1,13 @@
 """``mlapi mail`` and ``mlapi doctor`` show the state of mail."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
 
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.outbox import SqlOutbox
@@ -17,6 +19,7 @@ from mlapi.domain.users import UserId, utc_now
 from mlapi.entrypoints.application import create_app
 from mlapi.entrypoints.cli import doctor
 from mlapi.entrypoints.http.metrics import Metrics
+from mlapi.entrypoints.http.runtime import lifespan_from_config
 from tests.command_line import mlapi
 from tests.contract.test_http import asgi_client
 from tests.mail_server import Behavior, MailServer
@@ -84,15 +87,20 @@ def test_list_shows_waiting_and_failed_mail_without_recipients() -> None:
 def test_failed_mail_is_retried() -> None:
     fail_one()
 
-    retried = [mlapi("mail", "retry", *ids).stdout for ids in ([], [], ["1"], ["99"])]
+    retried = [mlapi("mail", "retry", *ids).stdout for ids in ([], [], ["1"])]
 
-    assert retried == [
-        "1 will be sent again\n",
-        "0 will be sent again\n",
-        "1 will be sent again\n",
-        "0 will be sent again\n",
-    ]
+    assert retried == ["1 will be sent again\n", "0 will be sent again\n", "1 will be sent again\n"]
     assert json.loads(mlapi("mail", "retry", "--json").stdout) == {"retried": 0}
+
+
+def test_retry_of_unknown_mail_fails() -> None:
+    fail_one()
+
+    some, none = mlapi("mail", "retry", "99", "1"), mlapi("mail", "retry", "99")
+
+    unknown = "mlapi: no mail 99 is waiting or has failed: see mlapi mail list\n"
+    assert (some.exit_code, some.stdout, some.stderr) == (4, "1 will be sent again\n", unknown)
+    assert (none.exit_code, none.stdout, none.stderr) == (3, "", unknown)
 
 
 def test_test_mail_is_sent(mail_server: MailServer) -> None:
@@ -150,6 +158,20 @@ def test_doctor_finds_invalid_templates(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MLAPI_MAIL__TEMPLATES", str(tmp_path / "missing"))
 
     assert "there is no folder" in mail_checks()[0][1]
+
+
+def test_failed_startup_closes_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_MAIL__TEMPLATES", str(tmp_path / "missing"))
+    app = Starlette()
+
+    async def start() -> None:
+        async with lifespan_from_config(app):
+            pass
+
+    with pytest.raises(ConfigurationError, match="there is no folder"):
+        asyncio.run(start())
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        asyncio.run(app.state.runtime.executor.query(int))
 
 
 def test_mail_is_checked_without_a_database(folder: Path) -> None:

@@ -11,6 +11,7 @@ from mlapi.domain.outbox import MailId, QueuedMail
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.cli.operator import open_service_as_operator
 from mlapi.entrypoints.cli.output import CommandError, CommandGroup, command_errors, json_option, show
+from mlapi.entrypoints.cli.selection import Report
 from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, printable, show_rows
 from mlapi.entrypoints.wire.responses import ResponseBody
 
@@ -71,10 +72,17 @@ def mail_retry(mail_ids: tuple[int, ...], *, as_json: bool) -> None:
 
     The service sends it, so it must be running.
     """
+    report = Report("retried", as_json=as_json)
     with open_service_as_operator() as service:
         wanted: list[MailId | None] = [MailId(mail_id) for mail_id in mail_ids] or [None]
-        count = sum(service.outbox.retry(mail_id, now=utc_now()) for mail_id in wanted)
-    show(f"{count} will be sent again", {"retried": count}, as_json=as_json)
+        for mail_id in wanted:
+            count = service.outbox.retry(mail_id, now=utc_now())
+            report.done += count
+            if mail_id is not None and not count:
+                report.fail(CommandError(f"no mail {mail_id} is waiting or has failed: see mlapi mail list"))
+    if report.done or not report.failed:
+        show(f"{report.done} will be sent again", {"retried": report.done}, as_json=as_json)
+    report.exit_on_failure()
 
 
 @mail_commands.command("test")

@@ -232,10 +232,10 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
         _logger.info("mlapi %s, profile %s", __version__, settings.profile)
         _logger.info("%s", admin_policy)
         _tune_garbage_collection()
-        with sending_mail(service, on_result=runtime.metrics.count_mail) as sender:
-            if sender is not None:
-                runtime.metrics.watch_mail_queue(sender.get_queued)
-            async with lifespan_for(runtime)(app):
+        async with lifespan_for(runtime)(app):
+            with sending_mail(service, on_result=runtime.metrics.count_mail) as sender:
+                if sender is not None:
+                    runtime.metrics.watch_mail_queue(sender.get_queued)
                 yield
 
 
