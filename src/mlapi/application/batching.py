@@ -17,7 +17,6 @@ from contextlib import suppress
 from copy import copy
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar, overload
-from weakref import WeakKeyDictionary
 
 import attrs
 
@@ -103,7 +102,7 @@ class Batcher(Generic[Item, ItemResult]):
     def _initialize(self) -> None:
         """Start without requests and without a thread. The parent executes the requests from before a fork."""
         self._waiting = 0
-        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopQueue] = WeakKeyDictionary()
+        self._queues: dict[asyncio.AbstractEventLoop, _LoopQueue] = {}
         self._submitted: SimpleQueue[tuple[_LoopQueue, _Batch] | None] = SimpleQueue()
         self._writer: threading.Thread | None = None
 
@@ -125,12 +124,7 @@ class Batcher(Generic[Item, ItemResult]):
                 raise ServiceUnavailableError("too many requests are waiting")
             self._waiting += 1
         loop = asyncio.get_running_loop()
-        queue = self._queues.get(loop)
-        if queue is None:
-            queue = _LoopQueue(
-                loop, self._start_batch, self._replace_writer, self._timeout_seconds, self._timeout_error
-            )
-            self._queues[loop] = queue
+        queue = self._queues.get(loop) or self._add_queue(loop)
         request = _Request(item, loop.create_future())
         queue.add(request)
         if remaining >= self._timeout_seconds:  # nearly always, the timer of the batch is enough
@@ -148,6 +142,13 @@ class Batcher(Generic[Item, ItemResult]):
         if self._writer is not None:
             self._submitted.put(None)
             self._writer.join(self._timeout_seconds)
+
+    def _add_queue(self, loop: asyncio.AbstractEventLoop) -> "_LoopQueue":
+        queue = _LoopQueue(loop, self._start_batch, self._replace_writer, self._timeout_seconds, self._timeout_error)
+        with self._lock:
+            others = {other: known for other, known in self._queues.items() if not other.is_closed()}
+            self._queues = {**others, loop: queue}
+        return queue
 
     def _start_batch(self, queue: "_LoopQueue", batch: _Batch) -> None:
         with self._lock:

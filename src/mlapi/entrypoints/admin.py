@@ -233,7 +233,7 @@ class AdminPolicy:
 
     def _has_admin_token(self, headers: Headers) -> bool:
         scheme, token = parse_authorization(headers)
-        return self._matches(token) and scheme == b"bearer"
+        return scheme == b"bearer" and self._matches(token)
 
     def _matches(self, token: bytes) -> bool:
         return self._token_digest is not None and hmac.compare_digest(
