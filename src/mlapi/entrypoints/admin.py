@@ -26,7 +26,7 @@ from mlapi.entrypoints.wire.errors import (
     WrongAdminTokenError,
     WrongManagerTokenError,
 )
-from mlapi.entrypoints.wire.headers import Headers, has_user_credential, parse_authorization
+from mlapi.entrypoints.wire.headers import Headers, has_user_credential, header_values, parse_authorization
 from mlapi.entrypoints.wire.operation import Operation
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.entrypoints.wire.paths import START_PATH, is_docs_path
@@ -73,12 +73,33 @@ def check_role(manager: ManagerIdentity, method: str, path: str) -> None:
         raise ViewerRoleError(manager.name)
 
 
-def _digest(token: str | None) -> bytes | None:
-    if token is None:
+@attrs.frozen
+class _AdminToken:
+    """The SHA-256 of the admin token, and the header that clients usually send, which is compared first."""
+
+    digest: bytes
+    usual_header: bytes
+
+    def matches(self, token: bytes) -> bool:
+        """Compare in constant time. Comparing digests does not even reveal the length."""
+        return hmac.compare_digest(hashlib.sha256(token).digest(), self.digest)
+
+    def is_in(self, headers: Headers) -> bool:
+        """Return whether the headers contain the token."""
+        values = header_values(headers, b"authorization")
+        if len(values) == 1 and hmac.compare_digest(values[0], self.usual_header):
+            return True
+        scheme, token = parse_authorization(headers)
+        return scheme == b"bearer" and self.matches(token)
+
+
+def _to_admin_token(text: str | None) -> _AdminToken | None:
+    if text is None:
         return None
-    if not token:
+    if not text:
         raise ValueError("the admin token is empty: pass None for no token")
-    return hashlib.sha256(token.encode("utf-8")).digest()
+    token = text.encode("utf-8")
+    return _AdminToken(hashlib.sha256(token).digest(), b"Bearer " + token)
 
 
 @attrs.frozen(kw_only=True)
@@ -100,7 +121,7 @@ class AdminPolicy:
         page_secret: a secret that all processes share. It signs what browsers keep if there is no admin token.
     """
 
-    _token_digest: bytes | None = attrs.field(alias="admin_token", default=None, converter=_digest, repr=False)
+    _token: _AdminToken | None = attrs.field(alias="admin_token", default=None, converter=_to_admin_token, repr=False)
     local: bool = True
     _is_trusted_peer: Callable[[Client], bool] = attrs.field(
         alias="is_trusted_peer", factory=PeerOwners, eq=False, repr=False
@@ -140,7 +161,7 @@ class AdminPolicy:
 
     @property
     def mode(self) -> Literal["token", "local", "locked"]:
-        if self._token_digest is not None:
+        if self._token is not None:
             return "token"
         return "local" if self.local else "locked"
 
@@ -153,14 +174,15 @@ class AdminPolicy:
     @property
     def identity(self) -> ManagerIdentity:
         """The manager whom this policy admits: the holder of the admin token, or a program on this machine."""
-        return ADMIN if self._token_digest is not None else LOCAL
+        return ADMIN if self._token is not None else LOCAL
 
     def registration_actor(self, headers: Headers) -> str:
         """Return the name of the actor of a registration that `check` has allowed.
 
         While registration is open, only the admin token distinguishes an admin from other clients.
         """
-        return ANYONE if self.registration_open and not self._has_admin_token(headers) else self.identity.actor
+        has_token = self._token is not None and self._token.is_in(headers)
+        return ANYONE if self.registration_open and not has_token else self.identity.actor
 
     def __str__(self) -> str:
         admins = {
@@ -195,8 +217,8 @@ class AdminPolicy:
         Raises:
             AdminTokenRequiredError, AdminAccessDeniedError: see `admit`.
         """
-        if self._token_digest is not None:
-            if not self._has_admin_token(client.headers):
+        if self._token is not None:
+            if not self._token.is_in(client.headers):
                 raise _token_error(client.headers)
             return ADMIN
         if find_manager_token(client.headers) is not None:
@@ -221,7 +243,7 @@ class AdminPolicy:
         Raises:
             AdminAccessDeniedError: if the client has no access. The message names the setting that grants access.
         """
-        if self._token_digest is None:
+        if self._token is None:
             own_origin = (b"origin", client.origin)
             self._check_without_token(
                 attrs.evolve(client, headers=[header for header in client.headers if tuple(header) != own_origin])
@@ -229,16 +251,7 @@ class AdminPolicy:
 
     def is_admin_token(self, token: str) -> bool:
         """Return whether this is the admin token, comparing in constant time. False if no token is configured."""
-        return self._matches(token.encode("utf-8", "surrogatepass"))
-
-    def _has_admin_token(self, headers: Headers) -> bool:
-        scheme, token = parse_authorization(headers)
-        return scheme == b"bearer" and self._matches(token)
-
-    def _matches(self, token: bytes) -> bool:
-        return self._token_digest is not None and hmac.compare_digest(
-            hashlib.sha256(token).digest(), self._token_digest
-        )
+        return self._token is not None and self._token.matches(token.encode("utf-8", "surrogatepass"))
 
     @property
     def session_key(self) -> bytes:
@@ -247,14 +260,16 @@ class AdminPolicy:
         It is derived from the admin token or ``page_secret``, so all processes share it. In tests and applications that
         use neither, it is not secret.
         """
-        return hmac.digest(self._token_digest or self.page_secret, b"mlapi session key", hashlib.sha256)
+        return hmac.digest(
+            self._token.digest if self._token else self.page_secret, b"mlapi session key", hashlib.sha256
+        )
 
     @property
     def session_epoch(self) -> str | None:
         """The epoch of sessions that started with the admin token: a new token ends them. None without a token."""
-        if self._token_digest is None:
+        if self._token is None:
             return None
-        return hmac.digest(self._token_digest, b"mlapi session epoch", hashlib.sha256).hex()
+        return hmac.digest(self._token.digest, b"mlapi session epoch", hashlib.sha256).hex()
 
     def _check_without_token(self, client: Client) -> None:
         if not self.local:

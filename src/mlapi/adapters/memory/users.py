@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from functools import cmp_to_key
+from typing import Any, get_args
 
 import attrs
 
@@ -149,6 +150,11 @@ class InMemoryUserRepository:
         self.audit = InMemoryAuditTrail()
         self.outbox = InMemoryOutbox()
         self.links = InMemoryLinks()
+        self._appliers: dict[type, Callable[[Any], Outcome]] = {
+            UpdateUser: self._update,
+            **dict.fromkeys(get_args(LinkCommand), self._apply_to_links),
+            **dict.fromkeys(get_args(ApiKeyCommand), self._apply_to_api_keys),
+        }
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         with self._lock:
@@ -259,14 +265,7 @@ class InMemoryUserRepository:
         self.outbox.add(mails)
 
     def _apply(self, command: Command) -> Outcome:
-        if isinstance(command, UpdateUser):
-            outcome = self._update(command)
-        elif isinstance(command, UserCommand):
-            outcome = self._apply_to_users(command)
-        elif isinstance(command, LinkCommand):
-            outcome = self._apply_to_links(command)
-        else:
-            outcome = self._apply_to_api_keys(command)
+        outcome = self._appliers.get(type(command), self._apply_to_users)(command)
         if (entry := make_audit_entry(command, outcome)) is not None:
             self.audit.write(entry)
         return outcome
