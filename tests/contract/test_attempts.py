@@ -10,15 +10,16 @@ import pytest
 from sqlalchemy import URL, select, text
 
 from mlapi import Authenticator, InvalidCredentialsError, RepositoryUnavailableError, TooManyAttemptsError, User, Users
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens, PlainCipher
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryOutbox, InMemoryTokens, PlainCipher
 from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.tables import attempts
 from mlapi.application.login_throttle import KNOWN_ADDRESS_SECONDS, AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.application.mailing import Mailing
 from mlapi.domain.attempts import Attempt, AttemptCounts, WindowCount
-from mlapi.domain.users import UsernameKey
+from mlapi.domain.users import UsernameKey, utc_now
 from mlapi.testing.attempts import ELSEWHERE, HOME, guess, log_in
 from tests.contract.attempts_contract import WINDOW_SECONDS, FixedWindowContract, guesses, make_limits
 
@@ -75,6 +76,21 @@ class TestFixedWindowAttemptLimiterInADatabase(FixedWindowContract):
 
 
 # --- several threads and processes
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_share_the_limit_of_a_mailbox(
+    processes: int, url: URL, open_database: Callable[[URL], Database]
+) -> None:
+    databases = [open_database(url) for _ in range(processes)]
+    upgrade(databases[0])
+
+    def restart(database: Database) -> Mailing:
+        return Mailing(InMemoryOutbox(), SqlAttempts(database), clock=utc_now, per_recipient=3)
+
+    admitted = [restart(database).admit("ada@example.com") for _ in range(4) for database in databases]
+
+    assert admitted == [True] * 3 + [False] * (len(admitted) - 3)
 
 
 def test_workers_share_their_counts(url: URL, open_database: Callable[[URL], Database]) -> None:

@@ -130,7 +130,7 @@ def test_users_with_expired_access_may_sign_in(http: TestClient, users: Users, a
     assert page.response.status_code == 200
     assert "StateExpired" in page.text
     assert "Your access expired on" in page.text
-    assert "You can create API keys again when your access is extended." in page.text
+    assert "You can add API keys again when your access is extended." in page.text
 
 
 def test_disabled_users_are_told_so(http: TestClient, users: Users, ada: User) -> None:
@@ -257,7 +257,7 @@ def test_sessions_end_after_eight_hours_of_use(http: TestClient, ada: User, cloc
 
 
 def test_new_key_is_shown_once(http: TestClient, users: Users, ada: User) -> None:
-    page = sign_in(http).send("Create API key", name="laptop")
+    page = sign_in(http).send("Add API key", name="laptop")
     secret = page.find_all("input")[-1]["value"]
     reloaded = open_page(http, str(page.response.url))
 
@@ -272,8 +272,8 @@ def test_new_key_is_shown_once(http: TestClient, users: Users, ada: User) -> Non
 def test_same_form_creates_one_key(http: TestClient, users: Users, ada: User) -> None:
     form = sign_in(http)
 
-    first, second = (form.send("Create API key", name="laptop") for _ in range(2))
-    renamed = form.send("Create API key", name="phone")
+    first, second = (form.send("Add API key", name="laptop") for _ in range(2))
+    renamed = form.send("Add API key", name="phone")
 
     secrets = [page.find_all("input")[-1]["value"] for page in (first, second, renamed)]
     assert secrets[0] == secrets[1] != secrets[2]
@@ -284,7 +284,7 @@ def test_double_click_creates_one_key(http: TestClient, users: Users, ada: User)
     form = sign_in(http)
 
     with ThreadPoolExecutor(8) as pool:
-        pages = list(pool.map(lambda _: form.send("Create API key", name="laptop"), range(8)))
+        pages = list(pool.map(lambda _: form.send("Add API key", name="laptop"), range(8)))
 
     assert {page.response.status_code for page in pages} == {200}
     assert len(users.list_api_keys(ada.id)) == 1
@@ -293,7 +293,7 @@ def test_double_click_creates_one_key(http: TestClient, users: Users, ada: User)
 def test_keys_are_limited(http: TestClient, users: Users, ada: User) -> None:
     forms = [sign_in(http), *(open_page(http) for _ in range(3))]
 
-    pages = [form.send("Create API key", name=f"key {number}") for number, form in enumerate(forms)]
+    pages = [form.send("Add API key", name=f"key {number}") for number, form in enumerate(forms)]
 
     assert [page.response.status_code for page in pages] == [200, 200, 200, 422]
     assert "you have 3 keys or more. Remove one first" in pages[3].text
@@ -303,7 +303,7 @@ def test_keys_are_limited(http: TestClient, users: Users, ada: User) -> None:
 
 @pytest.mark.parametrize(("name", "message"), [("", "must not be empty"), ("x" * 101, "at most 100 characters")])
 def test_invalid_key_names_are_explained(http: TestClient, ada: User, name: str, message: str) -> None:
-    page = sign_in(http).send("Create API key", name=name)
+    page = sign_in(http).send("Add API key", name=name)
 
     assert page.response.status_code == 422
     assert message in page.text
@@ -344,7 +344,7 @@ def test_expired_users_cannot_create_keys(http: TestClient, users: Users, ada: U
     form = sign_in(http)
     users.update(user_id=ada.id, expires=clock.now - timedelta(seconds=1))
 
-    page = form.send("Create API key", name="laptop")
+    page = form.send("Add API key", name="laptop")
 
     assert page.response.status_code == 422
     assert users.list_api_keys(ada.id) == []
@@ -371,14 +371,14 @@ def test_forms_of_other_sessions_are_rejected(http: TestClient, users: Users, ad
     open_page(http).send("Sign out")
     sign_in(http, "bob")
 
-    page = form.send("Create API key", name="ada's form in bob's session")
+    page = form.send("Add API key", name="ada's form in bob's session")
 
     assert page.response.status_code == 403
     assert users.list_api_keys(bob.id) == users.list_api_keys(ada.id) == []
 
 
 def test_forms_of_other_sites_are_rejected(http: TestClient, users: Users, ada: User) -> None:
-    form = sign_in(http).form("Create API key")
+    form = sign_in(http).form("Add API key")
 
     response = http.post("/account/keys", data={**form.fields, "name": "x"}, headers={"origin": "https://evil.example"})
 
@@ -546,9 +546,9 @@ def test_racing_form_finds_the_key_of_the_other(
     ada = users.register(username="ada", password=PASSWORD, email="ada@example.com")
     with asgi_client(create_app(users, LOCAL_MODE, in_memory_access(users))) as http:
         form = sign_in(http)
-        form.send("Create API key", name="laptop")
+        form.send("Add API key", name="laptop")
         repository.hidden_reads = hidden_reads
-        second = form.send("Create API key", name="laptop")
+        second = form.send("Add API key", name="laptop")
 
     assert second.response.status_code == status
     repository.hidden_reads = 0

@@ -37,7 +37,7 @@ def ada(users: Users) -> User:
 @pytest.fixture
 def http(users: Users, outbox: InMemoryOutbox) -> Iterator[TestClient]:
     app = create_app(users, LOCAL_MODE, in_memory_access(users))
-    mailing = Mailing(outbox, InMemoryAttempts(), clock=utc_now)
+    mailing = Mailing(outbox, InMemoryAttempts(), clock=utc_now, per_recipient=0)
     app.state.runtime = attrs.evolve(app.state.runtime, mailing=mailing)
     with asgi_client(app) as client:
         yield client

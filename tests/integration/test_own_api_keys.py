@@ -92,7 +92,7 @@ def test_api_keys_can_be_left_to_managers(users: Users, ada: User) -> None:
         listed = http.get("/users/me/keys")
         removed = http.delete(f"/users/me/keys/{key.id}")
 
-    message = "Users cannot create API keys, because account.keys is false: ask a manager for one"
+    message = "Users cannot add API keys, because account.keys is false: ask a manager for one"
     assert (added.status_code, added.json()) == (403, {"message": message})
     assert [response.status_code for response in (listed, removed)] == [200, 200]
 

@@ -454,7 +454,7 @@ def test_settings_repr_contains_no_secrets() -> None:
         " http=HttpSettings(trusted_proxies=(), cors_origins=(), public_url=None),"
         " registration=RegistrationSettings(open=True, verify_email=False, approval=False),"
         " registrations=RegistrationLimitSettings(per_address=None), management=ManagementSettings(local=True),"
-        " mail=MailSettings(from_=None, templates=None),"
+        " mail=MailSettings(from_=None, templates=None, per_recipient=10),"
         " audit=AuditSettings(days=365, names=True), usage=UsageSettings(days=400), keys=KeySettings(per_user=10),"
         " account=AccountSettings(enabled=True, keys=True, login_days=90), logging=LoggingSettings(format=None),"
         " metrics=MetricsSettings(open=False),"

@@ -68,6 +68,8 @@ class World:
     repository: InMemoryUserRepository = attrs.field(factory=InMemoryUserRepository)
     transport: Transport = attrs.field(factory=Transport)
     results: list[str] = attrs.field(factory=list)
+    admitted: list[str] = attrs.field(factory=list)
+    max_mails: int = 99
 
     @property
     def users(self) -> Users:
@@ -84,9 +86,14 @@ class World:
             self.transport,
             Composer(),
             service=SERVICE,
+            admit=self.admit,
             on_result=self.results.append,
             times=times,
         )
+
+    def admit(self, recipient: str) -> bool:
+        self.admitted.append(recipient)
+        return len(self.admitted) <= self.max_mails
 
     def invite(self, name: str = "ada", email: str = "ada@example.com") -> User:
         return self.users.invite(username=name, email=email)
@@ -132,6 +139,56 @@ def test_invitation_is_sent_to_the_new_user(world: World) -> None:
         ("register", "library", ada.id),
         ("add_link", "mail", ada.id),
     ]
+
+
+def test_mail_over_the_limit_of_its_recipient_is_discarded(world: World) -> None:
+    world.register("email")
+    ada = world.users.find("ada")
+    assert ada is not None
+    now = world.clock()
+    world.outbox.add([QueuedMail.for_user("change_email", ada.id, now, recipient="new@example.com")])
+    world.max_mails = 0
+
+    world.sender().send_due()
+
+    assert world.admitted == ["ada@example.com"]  # users whose address is not verified cannot change it
+    assert (world.sent(), world.waiting(), world.results) == ([], [], [])
+    assert [entry.action for entry in world.audit()] == ["register"]  # no link was made
+
+
+@pytest.mark.parametrize("kind", ["password_reset", "change_email"])
+def test_every_mail_that_clients_cause_is_counted(kind: MailKind, world: World) -> None:
+    ada = world.users.register(username="ada", password="x", email="ada@example.com")
+    recipient = "new@example.com" if kind == "change_email" else None
+    world.outbox.add([QueuedMail.for_user(kind, ada.id, world.clock(), recipient=recipient)] * 2)
+    world.max_mails = 1
+
+    world.sender().send_due()
+
+    assert world.admitted == [recipient or "ada@example.com"] * 2
+    assert (len(world.sent()), world.waiting()) == (1, [])
+
+
+def test_only_mail_that_the_server_accepts_is_counted(world: World) -> None:
+    ada = world.users.register(username="ada", password="x", email="ada@example.com")
+    world.outbox.add([QueuedMail.for_user("password_reset", ada.id, world.clock())])
+    world.transport.errors = [MailDelayedError("later")]
+    world.max_mails = 1
+    world.sender().send_due()
+    world.clock.now += HOUR
+
+    world.sender().send_due()
+
+    assert (len(world.sent()), world.admitted) == (1, ["ada@example.com"])
+
+
+def test_invitations_are_not_counted(world: World) -> None:
+    world.invite()
+    world.max_mails = 0
+
+    world.sender().send_due()
+
+    assert (len(world.sent()), world.admitted) == (1, [])
 
 
 def test_link_in_the_mail_sets_a_password(world: World) -> None:

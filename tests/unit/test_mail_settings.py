@@ -123,7 +123,8 @@ def test_sender_can_have_any_display_name() -> None:
     [
         ("mail: {url: 'smtp://relay'}", "mail.url is set, but mail.from is not"),
         ("mail: {url: 'smtp://relay', from: a@b.c}", "mail.url is set, but http.public_url is not"),
-        ("mail: {from: a@b.c}", "mail.from and mail.templates have no effect without mail.url"),
+        ("mail: {from: a@b.c}", "the settings of mail have no effect without mail.url"),
+        ("mail: {per_recipient: -1}", "mail.per_recipient must be 1 or more, or 0 for no limit"),
         ("registration: {verify_email: true}", "registration.verify_email needs mail: set mail.url and mail.from"),
         ("mail: {from: 5}", "mail.from must be text: put it in quotes"),
         ("mail: {form: a@b.c}", "mail.form is not a setting; did you mean mail.from?"),

@@ -33,7 +33,7 @@ def outbox() -> InMemoryOutbox:
 
 @pytest.fixture
 def mailing(outbox: InMemoryOutbox) -> Mailing:
-    return Mailing(outbox, InMemoryAttempts(), clock=SettableClock())
+    return Mailing(outbox, InMemoryAttempts(), clock=SettableClock(), per_recipient=3)
 
 
 def recipients(outbox: Outbox) -> list[str | None]:
@@ -67,6 +67,23 @@ def test_requests_from_one_address_are_limited(mailing: Mailing, outbox: InMemor
     assert len(recipients(outbox)) == MAX_REQUESTS_PER_ADDRESS + 1
 
 
+def test_mails_to_one_mailbox_are_limited(mailing: Mailing, caplog: pytest.LogCaptureFixture) -> None:
+    same = ["ada@example.com", "ADA@Example.com", "ada+shop@example.com", "ada+@example.com"]
+
+    assert [mailing.admit(address) for address in same] == [True, True, True, False]
+    assert [mailing.admit(address) for address in ("+ada@example.com", "+bob@example.com", "ada@example.org")] == [
+        True
+    ] * 3
+    assert ["mail.per_recipient" in record.message for record in caplog.records] == [True]
+    assert "example" not in caplog.text
+
+
+def test_mails_to_one_mailbox_can_be_unlimited(outbox: InMemoryOutbox) -> None:
+    mailing = Mailing(outbox, InMemoryAttempts(), clock=SettableClock(), per_recipient=0)
+
+    assert all(mailing.admit("ada@example.com") for _ in range(50))
+
+
 def test_changes_of_address_are_limited_per_user(mailing: Mailing, outbox: InMemoryOutbox) -> None:
     for number in range(MAX_CHANGES_PER_USER):
         mailing.verify_new_email(UserId(1), f"new{number}@example.com")
@@ -84,7 +101,7 @@ def test_known_names_take_as_long_as_unknown_ones(tmp_path: Path) -> None:
     users = Users(storage.users, PlainCipher())
     for number in range(SAMPLES):
         users.register(username=f"known{number}", password="x", email=f"known{number}@example.com")
-    mailing = Mailing(storage.outbox, storage.attempts, clock=users.now)
+    mailing = Mailing(storage.outbox, storage.attempts, clock=users.now, per_recipient=0)
     names = [f"{kind}{number}{suffix}" for number in range(SAMPLES) for kind, suffix in KINDS]
     seconds: dict[str, list[float]] = {}
     for position, name in enumerate(names):

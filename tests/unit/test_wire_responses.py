@@ -247,7 +247,7 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
         OwnApiKeysDisabledError(),
         Response(
             HTTPStatus.FORBIDDEN,
-            b'{"message":"Users cannot create API keys, because account.keys is false: ask a manager for one"}',
+            b'{"message":"Users cannot add API keys, because account.keys is false: ask a manager for one"}',
         ),
     ),
     (

@@ -62,11 +62,17 @@ _PURPOSES: dict[MailKind, LinkPurpose] = {
     "change_email": "change_email",
 }
 
+_CAUSED_BY_CLIENTS: frozenset[MailKind] = frozenset({"password_reset", "verify_email", "change_email"})
+
 _logger = logging.getLogger("mlapi")
 
 
 class _NotNeededError(Exception):
     """The user no longer needs the mail."""
+
+
+class _NotAdmittedError(Exception):
+    """The recipient has been sent too much mail that clients have caused."""
 
 
 @attrs.frozen(kw_only=True)
@@ -99,6 +105,8 @@ class MailSender:
         transport: delivers the mail.
         composer: writes the mail.
         service: the public address of the service. Links begin with it.
+        admit: counts a mail to an address, and returns whether to send it. Called for mail that clients have caused,
+            after the server has accepted the recipient. If it returns False, the mail is discarded.
         on_result: called with the result of each attempt.
         times: how long to wait.
     """
@@ -111,6 +119,7 @@ class MailSender:
         composer: MailComposer,
         *,
         service: str,
+        admit: Callable[[str], bool] = lambda _recipient: True,
         on_result: Callable[[MailResult], None] = lambda _result: None,
         times: SenderTimes = SenderTimes(),
     ) -> None:
@@ -119,6 +128,7 @@ class MailSender:
         self._transport = transport
         self._composer = composer
         self._service = service
+        self._admit = admit
         self._on_result = on_result
         self._times = times
         self._pause_seconds = 0.0
@@ -222,7 +232,7 @@ class MailSender:
                 current = _Session(stack.enter_context(self._transport.connect()))
             recipient = mail.recipient or user.email
             current.session.send(recipient, lambda: self._compose(kind, user, recipient))
-        except (UserNotFoundError, LinkNotAllowedError, _NotNeededError):
+        except (UserNotFoundError, LinkNotAllowedError, _NotNeededError, _NotAdmittedError):
             self._store(mail, lambda: self._outbox.remove(mail))
         except MailDelayedError as error:
             self._postpone(mail, error)
@@ -277,7 +287,10 @@ class MailSender:
         Raises:
             UserNotFoundError, LinkNotAllowedError: if the user has changed in the meantime.
             MailDelayedError: if the user's address has changed.
+            _NotAdmittedError: if the recipient has been sent too much mail.
         """
+        if kind in _CAUSED_BY_CLIENTS and not self._admit(recipient):
+            raise _NotAdmittedError
         new_email = recipient if kind == "change_email" else None
         command, token = self._users.prepare_link(user_id=user.id, purpose=_PURPOSES[kind], new_email=new_email)
         link = self._users.apply(command)

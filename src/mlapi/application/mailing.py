@@ -29,12 +29,14 @@ class Mailing:
         outbox: stores the mail.
         counts: counts the requests of all processes.
         clock: returns the current time.
+        per_recipient: maximum number of mails per hour to one mailbox that clients can cause; 0 for no limit.
     """
 
-    def __init__(self, outbox: Outbox, counts: AttemptCounts, *, clock: Clock) -> None:
+    def __init__(self, outbox: Outbox, counts: AttemptCounts, *, clock: Clock, per_recipient: int) -> None:
         self._outbox = outbox
         self._counts = counts
         self._clock = clock
+        self._per_recipient = per_recipient
         self._addresses = AddressLimiter(
             counts, per_address=MAX_REQUESTS_PER_ADDRESS, kind="password reset", window_seconds=WINDOW_SECONDS
         )
@@ -77,6 +79,30 @@ class Mailing:
         if ends_at is not None:
             raise TooManyAttemptsError(seconds_until(ends_at))
         self._outbox.add([QueuedMail.for_user("change_email", user_id, self._clock(), recipient=email)])
+
+    def admit(self, recipient: str) -> bool:
+        """Count a mail that a client has caused, and return whether its recipient may get it.
+
+        All kinds of mail, processes and users share the count. The part of an address from ``+`` to ``@`` and its case
+        do not matter, because many providers deliver all these addresses to one mailbox.
+
+        Args:
+            recipient: the address that the mail goes to.
+
+        Raises:
+            RepositoryUnavailableError: if the database is unavailable.
+        """
+        if self._per_recipient == 0:
+            return True
+        local, _, domain = fold(recipient).rpartition("@")
+        mailbox = f"{local.partition('+')[0] or local}@{domain}"
+        if self._count("recipient", mailbox, self._per_recipient) is None:
+            return True
+        self._warnings.log(
+            "too many mails to one address within an hour: clients may be misusing it; the mail is discarded, and"
+            " mail.per_recipient sets the limit"
+        )
+        return False
 
     def _count(self, kind: str, counted: str, limit: int) -> float | None:
         """Count a mail. If it is over the limit, return when the window ends; otherwise None."""

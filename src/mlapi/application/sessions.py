@@ -165,9 +165,6 @@ class PreparedSessions:
     def list_by_manager(self, name: str | None, *, limit: int) -> list[Session]:
         return self._prepared().list_by_manager(name, limit=limit)
 
-    def list_by_user(self, user_id: UserId, *, limit: int) -> list[Session]:
-        return self._prepared().list_by_user(user_id, limit=limit)
-
     def purge(self, *, before: datetime, limit: int) -> int:
         return self._prepared().purge(before=before, limit=limit)
 

@@ -41,7 +41,7 @@ def sending_mail(
         ConfigurationError: if a template is invalid.
     """
     settings = service.settings
-    if settings.mail.url is None:
+    if service.mailing is None:
         yield None
         return
     sender = MailSender(
@@ -50,6 +50,7 @@ def sending_mail(
         make_transport(settings),
         _make_composer(settings),
         service=settings.http.public_url or "",
+        admit=service.mailing.admit,
         on_result=on_result,
     )
     with closing(sender):

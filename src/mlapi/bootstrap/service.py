@@ -139,7 +139,9 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
                 registration_limiter=_registration_limiter(counts, settings),
                 link_limiter=AddressLimiter(counts, per_address=MAX_REDEMPTIONS_PER_ADDRESS, kind="link"),
                 outbox=outbox,
-                mailing=None if settings.mail.url is None else Mailing(outbox, counts, clock=users.now),
+                mailing=None
+                if settings.mail.url is None
+                else Mailing(outbox, counts, clock=users.now, per_recipient=settings.mail.per_recipient),
                 usage=usage,
                 settings=settings,
                 storage=storage,

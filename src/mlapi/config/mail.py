@@ -83,6 +83,8 @@ def validate_mail(settings: Settings) -> None:
         ConfigurationError: for the first invalid one.
     """
     mail = settings.mail
+    if mail.per_recipient < 0:
+        raise ConfigurationError("mail.per_recipient must be 1 or more, or 0 for no limit")
     if mail.url is not None:
         parse_mail_url(mail.url)
         if mail.from_ is None:
@@ -94,6 +96,6 @@ def validate_mail(settings: Settings) -> None:
                 " reach, such as https://api.example.com"
             )
     elif mail != MailSettings():
-        raise ConfigurationError("mail.from and mail.templates have no effect without mail.url: set it or remove them")
+        raise ConfigurationError("the settings of mail have no effect without mail.url: set it or remove them")
     if settings.registration.verify_email and mail.url is None:
         raise ConfigurationError("registration.verify_email needs mail: set mail.url and mail.from")

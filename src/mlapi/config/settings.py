@@ -140,6 +140,8 @@ class MailSettings:
     """The address that sends the mail. The key in the file is ``from``."""
     templates: str | None = None
     """A folder with templates that replace the default ones. Relative to the folder of the configuration file."""
+    per_recipient: int = 10
+    """Maximum number of mails per hour to one mailbox that clients can cause. 0 means no limit."""
 
 
 @attrs.frozen(kw_only=True)
@@ -182,7 +184,7 @@ class AccountSettings:
     enabled: bool = True
     """Whether users can sign in to ``/account``."""
     keys: bool = True
-    """Whether users can create API keys, in ``/account`` and with ``POST /users/me/keys``."""
+    """Whether users can add API keys, in ``/account`` and with ``POST /users/me/keys``."""
     login_days: int = 90
     """Logins are deleted after this many days; 0 keeps them indefinitely."""
 

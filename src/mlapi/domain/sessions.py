@@ -99,10 +99,6 @@ class Sessions(Protocol):
         """
         ...
 
-    def list_by_user(self, user_id: UserId, *, limit: int) -> list[Session]:
-        """Return the sessions of a user, in the same order."""
-        ...
-
     def purge(self, *, before: datetime, limit: int) -> int:
         """Delete at most ``limit`` sessions that expired before a time. Return how many were deleted."""
         ...

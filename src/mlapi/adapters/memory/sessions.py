@@ -6,7 +6,6 @@ from datetime import datetime
 import attrs
 
 from mlapi.domain.sessions import Session, SessionId
-from mlapi.domain.users import UserId
 from mlapi.forks import new_lock
 
 
@@ -50,9 +49,6 @@ class InMemorySessions:
         if name is None:
             return self._list(lambda session: session.manager is not None, limit)
         return self._list(lambda session: session.manager == name, limit)
-
-    def list_by_user(self, user_id: UserId, *, limit: int) -> list[Session]:
-        return self._list(lambda session: session.user_id == user_id, limit)
 
     def purge(self, *, before: datetime, limit: int) -> int:
         with self._lock:

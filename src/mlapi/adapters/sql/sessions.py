@@ -6,12 +6,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 
 from mlapi.adapters.sql.database import Database
-from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
+from mlapi.adapters.sql.principals import is_storable_text
 from mlapi.adapters.sql.purging import purge_statement
 from mlapi.adapters.sql.rows import SESSION_COLUMNS, dict_writer, read_session
 from mlapi.adapters.sql.tables import sessions
 from mlapi.domain.sessions import Session, SessionId
-from mlapi.domain.users import UserId
 
 _WITH_ID = sessions.c.id == bindparam("by_id")
 _FIND = select(*SESSION_COLUMNS).where(_WITH_ID)
@@ -62,9 +61,6 @@ class SqlSessions:
         if name is None:
             return self._list(sessions.c.manager.is_not(None), limit)
         return self._list(sessions.c.manager == name, limit) if is_storable_text(name) else []
-
-    def list_by_user(self, user_id: UserId, *, limit: int) -> list[Session]:
-        return self._list(sessions.c.user_id == user_id, limit) if is_storable_user_id(user_id) else []
 
     def purge(self, *, before: datetime, limit: int) -> int:
         return self._database.execute(_PURGE, {"before": before, "limit": limit})

@@ -23,7 +23,7 @@ _MAX_NONCE_CHARS = 64
 
 
 async def add_key(request: PageRequest) -> Response:
-    """Create a key, and redirect to the page that shows it once."""
+    """Add a key, and redirect to the page that shows it once."""
     if request.is_safe:
         return redirect(request)
     session, limit = signed_in(request), request.runtime.own_api_keys
@@ -31,7 +31,7 @@ async def add_key(request: PageRequest) -> Response:
     if not limit:
         raise OwnApiKeysDisabledError
     if user.state_at(request.users.now()) == "expired":
-        return await _rejected(request, "cannot be created, because your access has expired")
+        return await _rejected(request, "cannot be added, because your access has expired")
     name = request.form.get("name", "")
     try:
         command, secret = request.users.prepare_api_key(
@@ -43,7 +43,7 @@ async def add_key(request: PageRequest) -> Response:
         try:
             await request.runtime.executor.apply(command)
         except TooManyApiKeysError:
-            return await _rejected(request, f"cannot be created: you have {limit} keys or more. Remove one first")
+            return await _rejected(request, f"cannot be added: you have {limit} keys or more. Remove one first")
         except ChangeRejectedError:
             if not await _has_key(request, command.key):
                 raise
@@ -52,7 +52,7 @@ async def add_key(request: PageRequest) -> Response:
 
 
 async def show_key(request: PageRequest) -> Response:
-    """Show a new key once, directly after it was created."""
+    """Show a new key once, directly after it was added."""
     key = await _find_key(request)
     secret, cookies = take_secret(request, key.id)
     response = render_page(request, "key.html", key=key, secret=secret)
@@ -97,7 +97,7 @@ async def _find_key(request: PageRequest) -> ApiKey:
 
 
 def _derive_secret(request: PageRequest, session: AccountSession) -> str:
-    """Return the secret of the new key. The same form yields the same secret, so it creates only one key."""
+    """Return the secret of the new key. The same form yields the same secret, so it adds only one key."""
     nonce = request.form.get("nonce", "")[:_MAX_NONCE_CHARS]
     text = f"{nonce}\0{request.form.get('name', '')}".encode()
     key_id, secret = (

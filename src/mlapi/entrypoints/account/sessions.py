@@ -11,7 +11,7 @@ from mlapi.domain.sessions import Session
 from mlapi.domain.users import User, UserId
 from mlapi.entrypoints.http.browsers import describe_browser
 from mlapi.entrypoints.http.runtime import Runtime
-from mlapi.entrypoints.http.sessions import find_secrets
+from mlapi.entrypoints.http.sessions import csrf_token, find_secrets
 from mlapi.entrypoints.pages import PageRequest, PageSession
 
 _NO_USER = UserId(0)
@@ -64,18 +64,18 @@ def _find_session(runtime: Runtime, secrets: Sequence[str]) -> AccountSession | 
         (user,) = runtime.users.repository.find_principals([session.user_id])
         if isinstance(user, User) and user.enabled and hmac.compare_digest(user.token_epoch, session.epoch):
             runtime.sessions.touch(session)
-            return _make_session(session, secret.encode("ascii"), user)
+            return _make_session(session, secret, user)
     return None
 
 
-def _make_session(session: Session, secret: bytes, user: User) -> AccountSession:
+def _make_session(session: Session, secret: str, user: User) -> AccountSession:
     return AccountSession(
         id=session.id,
         stored=session,
-        csrf_token=hmac.digest(secret, b"mlapi account form", hashlib.sha256).hex(),
+        csrf_token=csrf_token(secret),
         actor=Actor.from_user_id(user.id).name,
         user=user,
-        form_key=hmac.digest(secret, b"mlapi account API key", hashlib.sha256),
+        form_key=hmac.digest(secret.encode("ascii"), b"mlapi account API key", hashlib.sha256),
     )
 
 

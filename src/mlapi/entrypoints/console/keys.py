@@ -14,7 +14,7 @@ from mlapi.entrypoints.pages import Notice, PageRequest, redirect, render_page
 
 @user_form
 async def add_key(request: PageRequest, user_id: UserId) -> Response:
-    """Create a key, and show it once on the page of the user. Sending the same form twice creates one key."""
+    """Add a key, and show it once on the page of the user. Sending the same form twice adds one key."""
     command, secret = request.users.prepare_api_key(
         user_id=user_id,
         name=request.form.get("name", ""),

@@ -133,7 +133,7 @@ _ENTRIES = (
         "The user is disabled or pending, so they could not use a link. Enable the user first.",
     ),
     ErrorEntry(
-        OwnApiKeysDisabledError(), HTTPStatus.FORBIDDEN, None, "`account.keys` is false. Managers create the API keys."
+        OwnApiKeysDisabledError(), HTTPStatus.FORBIDDEN, None, "`account.keys` is false. Managers add the API keys."
     ),
     ErrorEntry(
         ManagerExistsError("alice"), HTTPStatus.CONFLICT, "Manager already exists", "Another manager has this name."

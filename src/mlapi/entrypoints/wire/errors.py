@@ -93,10 +93,10 @@ class ApiKeyNotAcceptedError(TokenRequiredError):
 
 
 class OwnApiKeysDisabledError(RequestError):
-    """Users cannot create API keys for themselves."""
+    """Users cannot add API keys for themselves."""
 
     def __str__(self) -> str:
-        return "Users cannot create API keys, because account.keys is false: ask a manager for one"
+        return "Users cannot add API keys, because account.keys is false: ask a manager for one"
 
 
 class AdminTokenRequiredError(RequestError):
