@@ -49,17 +49,13 @@ _MANY_ROWS = 100
 """From this number on, rows are inserted by a single statement, with a JSON parameter. It has fixed costs, but does not
 lock and unlock the interpreter for each row, while other threads of the process want to run."""
 
+_Kind = type[UserUpdate | Remove] | tuple[str, ...]
+"""What the commands of a group have in common: their type, or the columns that each `UpdateUser` sets."""
+
 
 def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
     """Apply commands in order in the current transaction, and write the audit entries."""
     outcomes = _apply_in_order(connection, commands)
-    removed = [
-        outcome.id
-        for command, outcome in zip(commands, outcomes, strict=True)
-        if type(command) is Remove and isinstance(outcome, User)
-    ]
-    if removed:
-        _remove_rows_of_users(connection, removed)
     add_audit_entries(connection, statements.audit_entries(commands, outcomes))
     if mails := make_queued_mails(commands, outcomes):
         connection.executemany(sql.INSERT_MAIL, [_mail_row(mail) for mail in mails])
@@ -118,12 +114,9 @@ def _apply_in_order(connection: sqlite3.Connection, commands: Sequence[Command])
     ]
 
 
-def _kind(command: Command) -> type[UserUpdate] | tuple[str, ...] | None:
-    """Return what the commands of a group have in common, or None if a command must be applied by itself.
-
-    This is the type of a `UserUpdate`, or the columns that an `UpdateUser` sets.
-    """
-    if isinstance(command, UserUpdate):
+def _kind(command: Command) -> _Kind | None:
+    """Return the kind of a command, or None if it must be applied by itself."""
+    if isinstance(command, UserUpdate | Remove):
         return type(command)
     if not isinstance(command, UpdateUser):
         return None
@@ -131,26 +124,24 @@ def _kind(command: Command) -> type[UserUpdate] | tuple[str, ...] | None:
     return None if "username" in columns or "email" in columns else columns
 
 
-def _apply_group(
-    connection: sqlite3.Connection, kind: type[UserUpdate] | tuple[str, ...] | None, commands: Sequence[Any]
-) -> list[Outcome]:
+def _apply_group(connection: sqlite3.Connection, kind: _Kind | None, commands: Sequence[Any]) -> list[Outcome]:
     """Apply commands of a `_kind`."""
     if kind is None:
         return [_APPLY[type(command)](connection, command) for command in commands]
     if isinstance(kind, tuple):
         return _change_all(connection, kind, commands)
+    if kind is Remove:
+        return _remove_all(connection, commands)
     if len({command.user_id for command in commands}) == len(commands):
-        return _update_all(connection, kind, commands)
-    return [outcome for command in commands for outcome in _update_all(connection, kind, [command])]
+        return _update_all(connection, commands)
+    return [outcome for command in commands for outcome in _update_all(connection, [command])]
 
 
-def _update_all(
-    connection: sqlite3.Connection, kind: type[UserUpdate], commands: Sequence[UserUpdate]
-) -> list[Outcome]:
+def _update_all(connection: sqlite3.Connection, commands: Sequence[UserUpdate]) -> list[Outcome]:
     """Apply commands of one type to different users. This is faster than one UPDATE ... RETURNING for each."""
     storable = [command for command in commands if is_storable_user_id(command.user_id)]
     new_rows = [_encode_times(statements.update_row(command)) for command in storable]
-    connection.executemany(sql.UPDATE_USER[kind], new_rows)
+    connection.executemany(sql.UPDATE_USER[type(commands[0])], new_rows)
     found = _find_by_ids(connection, [command.user_id for command in storable])
     return [
         UserNotFoundError(command.user_id)
@@ -158,6 +149,20 @@ def _update_all(
         else statements.update_outcome(command, user)
         for command in commands
     ]
+
+
+def _remove_all(connection: sqlite3.Connection, commands: Sequence[Remove]) -> list[Outcome]:
+    """Remove users together with their rows in other tables."""
+    found = _find_by_ids(connection, list({each.user_id for each in commands if is_storable_user_id(each.user_id)}))
+    connection.executemany(sql.REMOVE_USER, [(user_id,) for user_id in found])
+    keys = msgspec.json.encode(list(found)).decode()
+    for statement in sql.REMOVE_ROWS_OF_USERS:
+        connection.execute(statement, {"keys": keys})
+    outcomes = list[Outcome]()
+    for command in commands:
+        user = found.pop(command.user_id, None)
+        outcomes.append(UserNotFoundError(command.user_id) if user is None else user)
+    return outcomes
 
 
 def _find_by_ids(connection: sqlite3.Connection, user_ids: Sequence[UserId]) -> dict[UserId, User]:
@@ -184,19 +189,6 @@ def _change_all(
         outcomes.append(outcome)
     connection.executemany(sql.change_user(columns), new_rows)
     return outcomes
-
-
-def _remove(connection: sqlite3.Connection, command: Remove) -> Outcome:
-    user_id = command.user_id
-    row = _fetch_one(connection, sql.REMOVE_USER, {"id": user_id}) if is_storable_user_id(user_id) else None
-    return UserNotFoundError(user_id) if row is None else reading.read_user(row)
-
-
-def _remove_rows_of_users(connection: sqlite3.Connection, user_ids: Sequence[UserId]) -> None:
-    """Delete the rows of removed users in other tables. Later commands cannot add any, because ids are never reused."""
-    keys = msgspec.json.encode(user_ids).decode()
-    for statement in sql.REMOVE_ROWS_OF_USERS:
-        connection.execute(statement, {"keys": keys})
 
 
 def _change(connection: sqlite3.Connection, command: UpdateUser) -> Outcome:
@@ -313,7 +305,6 @@ def _encoder_of(column: Column[Any]) -> Convert | None:
 
 _APPLY: dict[type, Callable[[sqlite3.Connection, Any], Outcome]] = {
     Register: _register,
-    Remove: _remove,
     UpdateUser: _change,
     **dict.fromkeys(get_args(ApiKeyCommand), _apply_to_api_key),
     **dict.fromkeys(get_args(LinkCommand), _apply_to_link),

@@ -91,7 +91,7 @@ INSERT_USERS = _compile(
 IDS_BY_USERNAME_KEYS = _compile(select(users.c.username_key, users.c.id).where(users.c.username_key.in_(_KEYS)))
 ID_BY_USERNAME_KEY = _compile(select(users.c.id).where(users.c.username_key == bindparam("username_key")))
 UPDATE_USER = {command: _compile_update(template) for command, template in USER_UPDATES.items()}
-REMOVE_USER = _compile(delete(users).where(_WITH_ID).returning(*USER_COLUMNS))
+REMOVE_USER = _compile(delete(users).where(_WITH_ID), _POSITIONAL)
 REMOVE_ROWS_OF_USERS = [_compile(delete(table).where(table.c.user_id.in_(_KEYS))) for table in REMOVED_WITH_USER]
 USERS_BY_USERNAME_KEYS = _compile(select(users.c.username_key, *USER_COLUMNS).where(users.c.username_key.in_(_KEYS)))
 
