@@ -32,7 +32,7 @@ from mlapi.domain.users import Pending
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.access import CONSOLE
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.pages import Notice, PagesApp
+from mlapi.entrypoints.pages import Notice, PagesApp, repeats
 from mlapi.entrypoints.pages.notices import Notices
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 from mlapi.testing import UnavailableRepository
@@ -795,6 +795,37 @@ def test_form_sent_twice_makes_one_secret(local: TestClient, users: Users, ada: 
     other = open_page(local, "/users/1").send("Add API key", name="job")
     assert other.response.status_code == 200
     assert len(users.list_api_keys(ada.id)) == 2
+
+
+def test_form_sent_again_later_makes_no_second_key(
+    local: TestClient, users: Users, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeats, "SETTLE_SECONDS", 0)  # or the second form would only get the response to the first
+    page = open_page(local, "/users/1")
+
+    pages = [page.send("Add API key", name="job") for _ in range(2)]
+
+    assert [status_and_notice(each) for each in pages] == [(200, "API key job of ada was added.")] * 2
+    assert len(users.list_api_keys(ada.id)) == 1
+
+
+def test_form_counts_once_despite_a_forged_repeat_cookie(local: TestClient, users: Users, ada: User) -> None:
+    page = open_page(local, "/users/1")
+    for name in ("done", "mlapi_done", "__Host-done"):
+        local.cookies.set(name, "forged")
+
+    page = page.send("Add API key", name="job")
+
+    assert page.response.status_code == 200
+    assert len(users.list_api_keys(ada.id)) == 1
+
+
+def test_user_without_password_is_mailed_an_invitation() -> None:
+    users = Users(InMemoryUserRepository(), PlainCipher(), sends_mail=True)
+    with asgi_client(create_app(users, LOCAL_MODE)) as client:
+        page = open_page(client, "/users/new").send("Add user", username="eve", email="eve@example.com", password="")
+
+    assert status_and_notice(page)[1] == "eve was added. An invitation is sent to eve@example.com."
 
 
 class RacingRepository(InMemoryUserRepository):
