@@ -229,6 +229,19 @@ class NonblockingPrincipalLookup(Protocol):
 
 
 @runtime_checkable
+class AsyncPrincipalLookup(Protocol):
+    """An optional capability of a `PrincipalRepository`: looking up users on an event loop, without a thread.
+
+    It waits for the database without blocking the loop. It raises `RepositoryUnavailableError` after any fault, or if
+    it would have to connect first. The caller then retries with `UserRepository.find_principals`, in a thread.
+    """
+
+    async def find_principals_async(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        """Return the same result as `UserRepository.find_principals`."""
+        ...
+
+
+@runtime_checkable
 class NonblockingLookup(NonblockingPrincipalLookup, Protocol):
     """An optional capability of a `UserRepository`: looking up users on an event loop, without a thread.
 

@@ -1,8 +1,8 @@
 """Run transactions in a database, and translate its errors."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -14,6 +14,7 @@ from mlapi.adapters.sql.dialect import Dialect, dialect_for
 from mlapi.adapters.sql.existing import Purpose
 from mlapi.adapters.sql.pools import ConnectionPools
 from mlapi.domain.errors import ReadOnlyRepositoryError, RepositoryUnavailableError
+from mlapi.forks import notice_fork
 from mlapi.interruption import current_interruption, took_too_long
 
 TIMEOUT_SECONDS = 2.0
@@ -164,6 +165,8 @@ class Database:
             result = self._retrying(partial(self._run_autocommit, work))
             if self.dialect.supports_nowait:
                 self.pools.keep_nonblocking()
+            with suppress(DBAPIError, self._driver_error, PoolTimeoutError):  # the result is there without it
+                self.pools.for_loop.open_if_wanted()
         return result
 
     def read_nowait(self, work: Callable[[Any], T]) -> T:
@@ -187,6 +190,26 @@ class Database:
                     raise self._unavailable(error) from None
                 raise
             idle.give_back(pooled)
+        return result
+
+    async def read_async(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Call ``work`` with a driver connection in autocommit mode, on the running event loop, without a thread.
+
+        Raises:
+            RepositoryUnavailableError: if no connection is open for this, or after any fault. Call `read_batch` in a
+                thread then: it retries, and opens the connection.
+        """
+        notice_fork()
+        connection = self.pools.for_loop
+        pooled = connection.take()
+        try:
+            result = await work(pooled.driver_connection)
+        except BaseException as error:
+            connection.discard(pooled)
+            if isinstance(error, self._driver_error):
+                raise self._unavailable(error) from None
+            raise
+        connection.give_back(pooled)
         return result
 
     def write_repeatable(self, work: Callable[[Any], T]) -> T:

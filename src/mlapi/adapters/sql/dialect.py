@@ -151,6 +151,10 @@ class Dialect(Protocol[DriverConnectionT]):
         """Make a connection raise an error instead of waiting for a lock. Only called if `supports_nowait` is True."""
         ...
 
+    def supports_loops(self, connection: DriverConnectionT) -> bool:
+        """Return whether an event loop can wait for the answers on this connection."""
+        ...
+
     def apply(self, connection: DriverConnectionT, commands: Sequence[Command]) -> list[Outcome]:
         """Apply commands in order in the current transaction, and write the audit entries."""
         ...

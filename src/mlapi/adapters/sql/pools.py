@@ -12,6 +12,7 @@ from mlapi import forks
 from mlapi.adapters.sql.dialect import Dialect
 from mlapi.adapters.sql.fork_gate import ForkGate
 from mlapi.adapters.sql.idle_connections import IdleConnections
+from mlapi.adapters.sql.loop_connection import LoopConnection
 from mlapi.domain.errors import RepositoryUnavailableError
 
 MAX_BROWSING_CONNECTIONS = 4
@@ -40,6 +41,7 @@ class ConnectionPools:
         self._dialect = dialect
         self._timeout_seconds = timeout_seconds
         self._max_connections = max_connections
+        self._inherited: list[LoopConnection] = []
         self._is_file = bool(dialect.files(url))
         self.operations = ForkGate()
         """Every use of a connection happens inside of this."""
@@ -54,6 +56,8 @@ class ConnectionPools:
         """For pages and searches by admins."""
         self.nonblocking = IdleConnections[PoolProxiedConnection]()
         """Connections that raise an error instead of waiting for a lock."""
+        self.for_loop = LoopConnection(self._open_for_loop)
+        """For queries on an event loop. Its place in the pool is the one of the thread that it replaces."""
         self._writers = threading.BoundedSemaphore(self._dialect.max_writers(self._max_connections))
 
     def _create_engine(self, max_connections: int) -> Engine:
@@ -82,6 +86,13 @@ class ConnectionPools:
             self._dialect.set_nowait(connection)
             idle.give_back(pooled)
 
+    def _open_for_loop(self) -> PoolProxiedConnection | None:
+        pooled = self.engine.raw_connection()
+        if self._dialect.supports_loops(pooled.driver_connection):
+            return pooled
+        pooled.close()
+        return None
+
     def check_not_replaced(self) -> None:
         """Reconnect if an SQLite file was replaced since the last call, and raise an error if it was removed.
 
@@ -102,6 +113,8 @@ class ConnectionPools:
 
     def dispose(self) -> None:
         """Close the idle connections of the pools."""
+        for_loop, self.for_loop = self.for_loop, LoopConnection(self._open_for_loop)
+        for_loop.close()
         self.engine.dispose()
         self.browsing.dispose()
 
@@ -129,4 +142,5 @@ class ConnectionPools:
         """In a forked child, drop the connections of the parent without using them, and connect again on first use."""
         self._dialect.abandon(self.engine)
         self._dialect.abandon(self.browsing)
+        self._inherited.append(self.for_loop)  # the pool would reset its connection
         self._create()

@@ -16,13 +16,24 @@ def find_principals(
     find_api_keys: Callable[[list[ApiKeyId]], Iterable[ApiKeyPrincipal]],
 ) -> list[Principal | None]:
     """Return the principal for each id, or None, using functions that find users and API keys by their ids."""
+    user_ids, key_ids = split_ids(ids)
+    return in_order(ids, find_users(user_ids) if user_ids else (), find_api_keys(key_ids) if key_ids else ())
+
+
+def split_ids(ids: Sequence[PrincipalId]) -> tuple[list[UserId], list[ApiKeyId]]:
+    """Return the ids of users and of API keys, without those that the database cannot store."""
     user_ids = [UserId(each) for each in ids if isinstance(each, int) and is_storable_user_id(UserId(each))]
     key_ids = [ApiKeyId(each) for each in ids if isinstance(each, str) and is_storable_key_id(each)]
-    found: dict[PrincipalId, Principal] = {}
-    if user_ids:
-        found.update((user.id, user) for user in find_users(user_ids))
-    if key_ids:
-        found.update((principal.key.id, principal) for principal in find_api_keys(key_ids))
+    return user_ids, key_ids
+
+
+def in_order(
+    ids: Sequence[PrincipalId], users: Iterable[User], api_keys: Iterable[ApiKeyPrincipal]
+) -> list[Principal | None]:
+    """Return the principal for each id, or None, given those that were found, in any order."""
+    found: dict[PrincipalId, Principal] = {user.id: user for user in users}
+    for principal in api_keys:
+        found[principal.key.id] = principal
     return [found.get(each) for each in ids]
 
 

@@ -169,6 +169,15 @@ class SqlUserRepository:
         self._database.write_batch(self._database.dialect.check_writable)
 
 
+class PostgresqlUserRepository(SqlUserRepository):
+    """A `UserRepository` in PostgreSQL. It is also an `AsyncPrincipalLookup`."""
+
+    async def find_principals_async(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        from mlapi.adapters.sql.postgresql import loop_queries  # noqa: PLC0415 - an optional dependency
+
+        return await self._database.read_async(partial(loop_queries.find_principals, ids=ids))
+
+
 class SqliteUserRepository(SqlUserRepository):
     """A `UserRepository` in SQLite. It is also a `NonblockingLookup`: reads are fast enough for an event loop."""
 

@@ -16,7 +16,7 @@ from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, 
 from mlapi.adapters.sql.logins import SqlLogins
 from mlapi.adapters.sql.managers import SqliteManagers, SqlManagers
 from mlapi.adapters.sql.outbox import SqlOutbox
-from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
+from mlapi.adapters.sql.repository import PostgresqlUserRepository, SqliteUserRepository
 from mlapi.adapters.sql.revisions import HEAD
 from mlapi.adapters.sql.schema import prepare_schema, upgrade
 from mlapi.adapters.sql.sessions import SqlSessions
@@ -38,7 +38,9 @@ class SqlStorage:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.users = SqliteUserRepository(database) if database.dialect.supports_nowait else SqlUserRepository(database)
+        self.users = (
+            SqliteUserRepository(database) if database.dialect.supports_nowait else PostgresqlUserRepository(database)
+        )
         self.managers = SqliteManagers(database) if database.dialect.supports_nowait else SqlManagers(database)
         self.attempts = SqliteAttempts(database) if database.dialect.supports_nowait else SqlAttempts(database)
         self.allowances = SqlAllowances(database)

@@ -184,6 +184,9 @@ class PostgresqlDialect:
     def find_principals(self, connection: "BoundedConnection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return execution.find_principals(connection, ids)
 
+    def supports_loops(self, connection: "BoundedConnection") -> bool:
+        return not connection.is_pooled  # behind a pooler, each query needs a transaction with its own settings
+
     def find_managers(self, connection: "BoundedConnection", token_ids: Sequence[ManagerTokenId]) -> list[Manager]:
         return execution.find_managers(connection, token_ids)
 

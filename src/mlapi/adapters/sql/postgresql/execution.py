@@ -82,7 +82,7 @@ def add_audit_entries(connection: "BoundedConnection", entries: Sequence[AuditEn
 def find_users(connection: "BoundedConnection", keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
     """Return the users with these canonical usernames. Names of unknown users are omitted."""
     found = connection.execute(sql.USERS_BY_USERNAME_KEYS, {"keys": list(keys)}, binary=True).fetchall()
-    return {row[0]: _cached_user(row[1:]) for row in found}
+    return {row[0]: cached_user(row[1:]) for row in found}
 
 
 def find_principals(connection: "BoundedConnection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
@@ -90,10 +90,10 @@ def find_principals(connection: "BoundedConnection", ids: Sequence[PrincipalId])
     return principals.find_principals(
         ids,
         lambda user_ids: map(
-            _cached_user, connection.execute(sql.USERS_BY_IDS, {"ids": user_ids}, binary=True).fetchall()
+            cached_user, connection.execute(sql.USERS_BY_IDS, {"ids": user_ids}, binary=True).fetchall()
         ),
         lambda key_ids: map(
-            _cached_principal, connection.execute(sql.PRINCIPALS_BY_KEY_IDS, {"ids": key_ids}, binary=True).fetchall()
+            cached_principal, connection.execute(sql.PRINCIPALS_BY_KEY_IDS, {"ids": key_ids}, binary=True).fetchall()
         ),
     )
 
@@ -147,8 +147,8 @@ _user_row = rows.dict_writer(Register, users)
 
 
 # The same rows are looked up repeatedly, so cache the parsed objects.
-_cached_user = lru_cache(principals.MAX_CACHED_ROWS)(rows.read_user)
-_cached_principal = lru_cache(principals.MAX_CACHED_ROWS)(principal_reader(rows.read_api_key, rows.read_user))
+cached_user = lru_cache(principals.MAX_CACHED_ROWS)(rows.read_user)
+cached_principal = lru_cache(principals.MAX_CACHED_ROWS)(principal_reader(rows.read_api_key, rows.read_user))
 
 
 def _lock_users(connection: "BoundedConnection", commands: Sequence[Command]) -> None:

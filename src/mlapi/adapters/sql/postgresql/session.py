@@ -61,6 +61,9 @@ class BoundedConnection(psycopg.Connection[Any]):
     is_pooled: bool = True
     """Whether the session may serve other clients between two transactions."""
 
+    prepared_names: set[bytes]
+    """The names of the statements that `loop_queries` has prepared."""
+
     _is_interrupted: bool = False
 
     @classmethod
@@ -80,6 +83,7 @@ class BoundedConnection(psycopg.Connection[Any]):
             timeout_seconds: for waiting for a lock. An answer may take 1 second longer, a statement 2 seconds longer.
         """
         connection = cls.connect(conninfo, autocommit=True, prepare_threshold=None, **keywords)
+        connection.prepared_names = set()
         connection.answer_seconds = timeout_seconds + 1
         connection.statement_seconds = timeout_seconds + 3  # the server's own timeout should come first
         connection.settings = {

@@ -139,6 +139,9 @@ class SqliteDialect:
     def find_principals(self, connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return reading.find_principals(connection, ids)
 
+    def supports_loops(self, connection: sqlite3.Connection) -> bool:  # noqa: ARG002 - part of the protocol
+        return False
+
     def find_managers(self, connection: sqlite3.Connection, token_ids: Sequence[ManagerTokenId]) -> list[Manager]:
         return execution.find_managers(connection, token_ids)
 
