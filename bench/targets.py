@@ -60,19 +60,12 @@ class Server:
             start_new_session=True,
         )
         output.close()
-        while True:
-            if self._process.poll() is not None:
-                log = (self.target.folder / "server.log").read_text(errors="replace")
-                raise RuntimeError(f"{self.target.name} did not start:\n{log[-2000:]}")
-            try:
-                self.call("GET", "/health/live")
-                break
-            except OSError:
-                time.sleep(0.005)
-        self.startup_seconds = time.perf_counter() - started_at
-        if not self._owns_its_port():
-            raise RuntimeError(f"another process listens on port {self.port}")
-        self._check_that_toggles_change_the_flag()
+        try:
+            self._wait_for_first_response(started_at)
+            self._check_that_toggles_change_the_flag()
+        except BaseException:
+            os.killpg(self._process.pid, signal.SIGKILL)  # including its workers
+            raise
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -108,6 +101,20 @@ class Server:
             if int(fields[2]) == self._process.pid:  # the process belongs to the server's process group
                 found.append(int(stat.parent.name))
         return found
+
+    def _wait_for_first_response(self, started_at: float) -> None:
+        while True:
+            if self._process.poll() is not None:
+                log = (self.target.folder / "server.log").read_text(errors="replace")
+                raise RuntimeError(f"{self.target.name} did not start:\n{log[-2000:]}")
+            try:
+                self.call("GET", "/health/live")
+                break
+            except OSError:
+                time.sleep(0.005)
+        self.startup_seconds = time.perf_counter() - started_at
+        if not self._owns_its_port():
+            raise RuntimeError(f"another process listens on port {self.port}")
 
     def _owns_its_port(self) -> bool:
         listening = set()
