@@ -62,8 +62,9 @@ class AsyncRegistration:
         is_anonymous = users.actor.is_anonymous
         limiter = self._limiter if is_anonymous else None
         is_hash_costly = is_costly(users.cipher)
-        executor = self._executor.for_client(address, is_urgent=not is_anonymous)
-        if limiter is not None or is_hash_costly:  # otherwise, validating twice would cost more than it saves
+        executor = self._executor
+        if limiter is not None or is_hash_costly:  # otherwise, no step waits, and validating twice would not pay
+            executor = executor.for_client(address, is_urgent=not is_anonymous)
             users.validate_registration(username=username, password=password, email=email, **details)
         if limiter is not None:
             limiter.check(address)
