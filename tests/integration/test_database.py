@@ -249,6 +249,9 @@ def intercepted(database: Database, hook: Callable[[str], str | None]) -> SqlUse
         def __getattr__(self, name: str) -> Any:
             return getattr(dialect, name)
 
+        def apply_and_commit(self, *_: object, **_options: object) -> None:
+            """Return None, so that `apply` is called for every batch."""
+
         def apply(self, connection: Any, commands: Sequence[Command]) -> list[Outcome]:
             return dialect.apply(InterceptedConnection(connection, hook), commands)
 

@@ -221,11 +221,12 @@ class FailingDatabase(Database):
 
     batches = 0
 
-    def apply_batch(self, work: Callable[[Any], T], *, commit_by: float | None = None) -> T:
+    def apply_batch(self, work: Callable[[Any], T], **options: Any) -> T:
         self.batches += 1
         if self.batches > 2:
             raise RepositoryUnavailableError("simulated outage")
-        return super().apply_batch(work, commit_by=commit_by)
+        result: T = super().apply_batch(work, **options)
+        return result
 
 
 def test_outage_after_half_of_a_batch_sets_may_be_done(url: URL, repository: SqlUserRepository) -> None:

@@ -437,6 +437,9 @@ def setting(postgres: PostgresServer, name: str, value: str) -> Iterator[None]:
         postgres.execute("SELECT pg_reload_conf()")
 
 
+_COMMITTED = b"C\0\0\0\x0bCOMMIT\0"  # PostgreSQL 18, section 54.7: CommandComplete
+
+
 class CommitInterruptingProxy:
     """A TCP proxy that can drop the response to a COMMIT and break the connection."""
 
@@ -465,23 +468,16 @@ class CommitInterruptingProxy:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._server_port))
-                breaking = threading.Event()
                 for ends in ((client, server), (server, client)):
-                    self._threads.append(
-                        threading.Thread(target=self._forward, args=(*ends, breaking, ends[0] is client))
-                    )
+                    self._threads.append(threading.Thread(target=self._forward, args=ends))
                     self._threads[-1].start()
 
-    def _forward(
-        self, source: socket.socket, target: socket.socket, breaking: threading.Event, is_from_client: bool
-    ) -> None:
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
         with source:
             with suppress(OSError):
                 while data := source.recv(65536):
-                    if is_from_client and self._break.is_set() and data.startswith(b"Q") and b"COMMIT\0" in data:
+                    if self._break.is_set() and _COMMITTED in data:
                         self._break.clear()
-                        breaking.set()
-                    elif not is_from_client and breaking.is_set():
                         break  # drop the confirmation of the commit
                     target.sendall(data)
             with suppress(OSError):

@@ -238,8 +238,19 @@ class Database:
         except BatchRejectedError as rejected:
             raise RepositoryUnavailableError(str(rejected)) from None
 
-    def apply_batch(self, work: Callable[[Any], T], *, commit_by: float | None = None) -> T:
+    def apply_batch(
+        self,
+        work: Callable[[Any], T],
+        *,
+        commit_by: float | None = None,
+        write_and_commit: Callable[[Any], T | None] = lambda _connection: None,
+    ) -> T:
         """Write a batch like `write_batch`, but raise `BatchRejectedError` if a constraint or trigger rejects it.
+
+        Args:
+            work: see `write_batch`.
+            commit_by: see `write_batch`.
+            write_and_commit: called first, without a transaction. If it returns None, it has done nothing.
 
         Raises:
             RepositoryUnavailableError: see `write_batch`.
@@ -249,11 +260,13 @@ class Database:
         def attempt() -> T:
             pooled = self.engine.raw_connection()
             with self._invalidated_by_errors(pooled):
-                self.dialect.begin(pooled.driver_connection)
-                result = work(pooled.driver_connection)
-                if commit_by is not None and time.monotonic() > commit_by:
-                    raise RepositoryUnavailableError("too late to commit")
-                self._commit(pooled.driver_connection)
+                result = write_and_commit(pooled.driver_connection)
+                if result is None:
+                    self.dialect.begin(pooled.driver_connection)
+                    result = work(pooled.driver_connection)
+                    if commit_by is not None and time.monotonic() > commit_by:
+                        raise RepositoryUnavailableError("too late to commit")
+                    self._commit(pooled.driver_connection)
             pooled.close()
             return result
 

@@ -159,6 +159,15 @@ class Dialect(Protocol[DriverConnectionT]):
         """Apply commands in order in the current transaction, and write the audit entries."""
         ...
 
+    def apply_and_commit(
+        self, connection: DriverConnectionT, commands: Sequence[Command], *, commit_by: float | None
+    ) -> list[Outcome] | None:
+        """Apply commands like `apply`, in a transaction of their own, and commit it like `commit`.
+
+        Return None, and change nothing, if these commands need `begin`, `apply` and `commit`.
+        """
+        ...
+
     def add_audit_entries(self, connection: DriverConnectionT, entries: Sequence[AuditEntry]) -> None:
         """Write audit entries in the current transaction."""
         ...

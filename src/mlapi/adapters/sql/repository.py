@@ -68,7 +68,9 @@ class SqlUserRepository:
         dialect = self._database.dialect
         try:
             return self._database.apply_batch(
-                lambda connection: dialect.apply(connection, commands), commit_by=commit_by
+                lambda connection: dialect.apply(connection, commands),
+                commit_by=commit_by,
+                write_and_commit=lambda connection: dialect.apply_and_commit(connection, commands, commit_by=commit_by),
             )
         except BatchRejectedError as rejected:
             if len(commands) == 1:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -29,6 +30,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 
 from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
 from mlapi.adapters.sql.postgresql import drawing, engine, errors, execution, namespaces, privileges, tools
+from mlapi.adapters.sql.postgresql.uniform_batches import find_uniform_batch
 from mlapi.adapters.sql.probes import write_probes
 from mlapi.adapters.sql.tables import users
 from mlapi.domain.allowances import Draw, Drawn
@@ -174,6 +176,24 @@ class PostgresqlDialect:
 
     def apply(self, connection: "BoundedConnection", commands: Sequence[Command]) -> list[Outcome]:
         return execution.apply(connection, commands)
+
+    def apply_and_commit(
+        self, connection: "BoundedConnection", commands: Sequence[Command], *, commit_by: float | None
+    ) -> list[Outcome] | None:
+        """Apply a batch of one kind in a single round trip, unless its statements could take longer than allowed."""
+        if commit_by is not None and time.monotonic() + connection.statement_timeout_seconds > commit_by:
+            return None
+        batch = find_uniform_batch(commands)
+        if batch is None:
+            return None
+        try:
+            found = engine.commit_together(connection, batch.statements)
+        except Exception as error:
+            if not errors.is_rejection(error):
+                raise
+            connection.rollback()
+            return None  # with a transaction, the caller finds the commands that are rejected
+        return batch.read_outcomes(found)
 
     def add_audit_entries(self, connection: "BoundedConnection", entries: Sequence[AuditEntry]) -> None:
         execution.add_audit_entries(connection, entries)

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from socket import SHUT_RDWR, socket
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +12,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError
 
 from mlapi.adapters.sql.closing_pool import ClosingPool
-from mlapi.adapters.sql.postgresql.errors import has_lost_connection
+from mlapi.adapters.sql.postgresql.errors import RAISING_FUNCTIONS, has_lost_connection
 from mlapi.adapters.sql.postgresql.namespaces import OPTION
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     import psycopg
 
-    from mlapi.adapters.sql.postgresql.session import BoundedConnection
+    from mlapi.adapters.sql.postgresql.session import BoundedConnection, Statement
+    from mlapi.adapters.sql.row_readers import Row
 
 _abandoned: list[object] = []
 """Keeps inherited connections from being finalized in a forked child."""
@@ -195,29 +196,48 @@ def _server_address(connection: Any) -> tuple[str, int]:  # noqa: ANN401 - SQLAl
 
 
 def commit(connection: "BoundedConnection") -> None:
-    """Commit, and raise an error if the outcome is unknown.
+    """Commit, and raise an error if the outcome is unknown. See `commit_together`."""
+    with _checking_commit(connection):
+        connection.allow_waiting()  # for a standby
+        connection.commit()
+
+
+def commit_together(connection: "BoundedConnection", statements: "Sequence[Statement]") -> "Sequence[Row]":
+    """Execute statements and commit them in a single round trip. Return the rows of the first.
 
     Raises:
         RepositoryUnavailableError: with ``may_be_done`` set, if the connection was lost before the server responded, or
             if a DBA canceled the wait for a standby. In the latter case the transaction is committed on
             this server alone, and PostgreSQL only sends a warning.
     """
+    connection.raise_if_lost()  # before the statements are sent, so that they can be sent again
+    with _checking_commit(connection):
+        return connection.commit_together(statements)
+
+
+@contextmanager
+def _checking_commit(connection: "BoundedConnection") -> Iterator[None]:
     from psycopg import Error  # noqa: PLC0415 - an optional dependency
 
-    severities: list[str | None] = []
+    from mlapi.adapters.sql.postgresql.session import NoAnswerError  # noqa: PLC0415 - as above
+
+    warnings: list[str | None] = []
 
     def on_notice(notice: "psycopg.errors.Diagnostic") -> None:
-        severities.append(notice.severity_nonlocalized)  # the notice itself becomes invalid after this call
+        # The notice itself becomes invalid after this call. The statements may cause warnings of triggers.
+        if notice.severity_nonlocalized == "WARNING" and notice.source_function not in RAISING_FUNCTIONS:
+            warnings.append(notice.sqlstate)
 
     connection.add_notice_handler(on_notice)
-    connection.allow_waiting()  # for a standby
     try:
-        connection.commit()
+        yield
+    except NoAnswerError as error:
+        raise RepositoryUnavailableError(str(error), may_be_done=True) from None
     except Error as error:
         if has_lost_connection(error):
             raise RepositoryUnavailableError("the connection was lost while committing", may_be_done=True) from None
         raise
     finally:
         connection.remove_notice_handler(on_notice)
-    if "WARNING" in severities:
+    if warnings:
         raise RepositoryUnavailableError("the wait for a standby was canceled while committing", may_be_done=True)

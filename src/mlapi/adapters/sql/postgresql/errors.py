@@ -23,7 +23,7 @@ _RETRYABLE_STATES = {"40001", "40P01", _READ_ONLY_TRANSACTION}
 _REFERENCE_STATES = {"23001", "23503"}
 _REJECTION_CLASSES = {"23", "27", "44", "P0"}
 """The classes of SQLSTATEs for constraints, changes in triggers, WITH CHECK OPTION, and RAISE in PL/pgSQL."""
-_RAISING_FUNCTIONS = {"exec_stmt_assert", "exec_stmt_raise"}
+RAISING_FUNCTIONS = {"exec_stmt_assert", "exec_stmt_raise"}
 """The functions in the server's source code that execute RAISE and ASSERT. RAISE may use any SQLSTATE."""
 
 _PROTOCOL_VIOLATION = "08P01"  # of all errors that PgBouncer itself reports
@@ -160,7 +160,7 @@ def is_rejection(error: BaseException | None) -> bool:
 
     if not isinstance(error, Error) or error.sqlstate is None:
         return False
-    return error.sqlstate[:2] in _REJECTION_CLASSES or error.diag.source_function in _RAISING_FUNCTIONS
+    return error.sqlstate[:2] in _REJECTION_CLASSES or error.diag.source_function in RAISING_FUNCTIONS
 
 
 def is_reference(error: BaseException | None) -> bool:

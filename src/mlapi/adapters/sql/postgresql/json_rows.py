@@ -20,4 +20,9 @@ def fetch(connection: "BoundedConnection", statement: bytes, parameters: Sequenc
 
 def execute(connection: "BoundedConnection", statement: bytes, parameters: Sequence[object]) -> "psycopg.Cursor[Any]":
     """Execute a statement for several rows: mappings, or entities with a field for each column."""
-    return connection.execute(statement, {"rows": msgspec.json.encode(parameters).decode()}, binary=True)
+    return connection.execute(statement, encode(parameters), binary=True)
+
+
+def encode(parameters: Sequence[object]) -> dict[str, str]:
+    """Return the JSON parameter for several rows: mappings, or entities with a field for each column."""
+    return {"rows": msgspec.json.encode(parameters).decode()}

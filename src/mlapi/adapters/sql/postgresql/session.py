@@ -5,7 +5,8 @@ therefore sets its own values, which end with it. Import this module only if psy
 """
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
+from selectors import EVENT_READ, DefaultSelector
 from typing import Any, Final, Self, TypeVar
 
 import psycopg
@@ -13,6 +14,9 @@ import psycopg
 from mlapi.domain.errors import ConfigurationError
 
 T = TypeVar("T")
+
+Statement = tuple[bytes, Mapping[str, Any]]
+"""The text of a statement and its parameters."""
 
 _UNLIMITED: Final = float("inf")
 
@@ -37,6 +41,10 @@ _SESSION_SETTINGS: Final = {"default_transaction_isolation": "read committed", "
 _SESSION_SETTINGS_SINCE: Final = {140000: {"idle_session_timeout": "0"}}
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_SYNCHRONOUS: Final = (
+    "set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
+)
+"""Turns synchronous_commit on if it is off, as `BoundedConnection.begin` does. No other value contains ``off``."""
 _PREPARE_THRESHOLD: Final = 5  # psycopg's default
 _CANCEL_SECONDS: Final = 2.0
 _WAIT_TIMEOUT: Final[Any] = getattr(psycopg.errors, "_WaitTimeout", None)
@@ -65,6 +73,8 @@ class BoundedConnection(psycopg.Connection[Any]):
     """The names of the statements that `loop_queries` has prepared."""
 
     _is_interrupted: bool = False
+    _awaits_commit: bool = False
+    """Whether the first answer comes before the commit, and the last one after it."""
 
     @classmethod
     def open(
@@ -85,14 +95,16 @@ class BoundedConnection(psycopg.Connection[Any]):
         connection = cls.connect(conninfo, autocommit=True, prepare_threshold=None, **keywords)
         connection.prepared_names = set()
         connection.answer_seconds = timeout_seconds + 1
+        connection.statement_timeout_seconds = timeout_seconds + 2
         connection.statement_seconds = timeout_seconds + 3  # the server's own timeout should come first
         connection.settings = {
             # First: the statements before it could exceed a timeout that another client left in a pooled session.
-            "statement_timeout": f"{(timeout_seconds + 2) * 1000:.0f}",
+            "statement_timeout": f"{connection.statement_timeout_seconds * 1000:.0f}",
             "lock_timeout": f"{timeout_seconds * 1000:.0f}",
             **_known(connection, _SETTINGS, _SETTINGS_SINCE),
             **({} if namespace is None else {"search_path": namespace}),
         }
+        connection.set_local_sql = f"SELECT {_local_configs(connection.settings)}, {_SYNCHRONOUS}".encode()
         connection.begin_sql = (
             f"{_BEGIN}; {_assignments('SET LOCAL', connection.settings)}; SHOW synchronous_commit".encode()
         )
@@ -100,8 +112,10 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     answer_seconds: float
     statement_seconds: float
+    statement_timeout_seconds: float
     settings: Mapping[str, str]
     begin_sql: bytes
+    set_local_sql: bytes
 
     def begin(self) -> None:
         """Begin a transaction. If synchronous_commit is off, turn it on, so that a commit waits for the disk.
@@ -125,6 +139,33 @@ class BoundedConnection(psycopg.Connection[Any]):
         while cursor.nextset():
             pass
         return cursor.fetchone()
+
+    def commit_together(self, statements: Sequence[Statement]) -> list[Any]:
+        """Execute statements in a transaction of their own, and commit it, in a single round trip.
+
+        Return the rows of the first statement. Only the wait for the commit has no limit, because a standby may be
+        unavailable.
+        """
+        self.max_wait_seconds = self.statement_seconds
+        self._awaits_commit = True
+        try:
+            with self.pipeline():
+                self.execute(_BEGIN)  # an implicit transaction has no statement that could report a failed commit
+                if self.is_pooled:
+                    self.execute(self.set_local_sql)
+                first, *_ = [self.execute(statement, parameters, binary=True) for statement, parameters in statements]
+                self.pgconn.send_flush_request()  # let the server send its answer before it commits
+                self.execute("COMMIT")
+        finally:
+            self._awaits_commit = False
+        return first.fetchall()
+
+    def raise_if_lost(self) -> None:
+        """Raise an error if the server has closed the connection, or ended the session, while it was idle."""
+        with DefaultSelector() as selector:
+            selector.register(self.fileno(), EVENT_READ)
+            if selector.select(0):
+                raise psycopg.OperationalError("the connection was lost")
 
     def allow_waiting(self, max_seconds: float = _UNLIMITED) -> None:
         """Wait longer for answers until the next `begin` or `limit_waiting`, by default without a limit."""
@@ -176,7 +217,8 @@ class BoundedConnection(psycopg.Connection[Any]):
         Raises:
             NoAnswerError: if no complete answer arrives within `max_wait_seconds`; behind a pooler, if nothing arrives.
         """
-        if self.is_pooled or _WAIT_TIMEOUT is None:  # psycopg's own wait is faster, but cannot be interrupted
+        # psycopg's own wait is faster, but cannot be interrupted, and has the same timeout for all answers.
+        if self.is_pooled or self._awaits_commit or _WAIT_TIMEOUT is None:
             return super().wait(self._bounded(gen), *arguments, **keywords)
         try:
             seconds = None if self.max_wait_seconds == _UNLIMITED else self.max_wait_seconds
@@ -197,6 +239,8 @@ class BoundedConnection(psycopg.Connection[Any]):
                 return result
             ready = yield awaited
             if ready:
+                if self._awaits_commit and ready & psycopg.waiting.Ready.R:
+                    self.allow_waiting()
                 deadline = time.monotonic() + self.max_wait_seconds
             elif self._is_interrupted:
                 self.close()
@@ -216,6 +260,11 @@ def _known(
 
 def _assignments(command: str, settings: Mapping[str, str]) -> str:
     return "; ".join(f"{command} {name} = {_literal(value)}" for name, value in settings.items())
+
+
+def _local_configs(settings: Mapping[str, str]) -> str:
+    """Return calls that have the effect of ``SET LOCAL``, in a single statement."""
+    return ", ".join(f"set_config({_literal(name)}, {_literal(value)}, true)" for name, value in settings.items())
 
 
 def _literal(value: str) -> str:

@@ -130,6 +130,11 @@ class SqliteDialect:
     def apply(self, connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
         return execution.apply(connection, commands)
 
+    def apply_and_commit(
+        self, connection: sqlite3.Connection, commands: Sequence[Command], *, commit_by: float | None
+    ) -> None:
+        """Return None: there are no round trips to save."""
+
     def add_audit_entries(self, connection: sqlite3.Connection, entries: Sequence[AuditEntry]) -> None:
         execution.add_audit_entries(connection, entries)
 
