@@ -190,8 +190,7 @@ def get_bearer_credential(headers: Headers, *, accept_bare: bool = False, offere
         MissingCredentialError: if there is no credential.
         InvalidTokenError: if a header is repeated, if a credential is too long, or if there are different credentials.
     """
-    authorization = _get_single_value(headers, b"authorization")
-    api_key = _get_single_value(headers, b"x-api-key")
+    authorization, api_key = _get_credential_headers(headers)
     credential = b"" if authorization is None else _parse_user_credential(authorization, accept_bare=accept_bare)
     other = offered.encode("utf-8", "replace")
     if credential and other not in {b"", credential}:
@@ -221,19 +220,23 @@ def has_user_credential(headers: Headers) -> bool:
     return any(map(looks_like_user_credential, values))
 
 
-def _get_single_value(headers: Headers, name: bytes) -> bytes | None:
-    """Return the value of a header without surrounding white space (RFC 9110, 5.5), or None if it is missing.
+def _get_credential_headers(headers: Headers) -> tuple[bytes | None, bytes | None]:
+    """Return the Authorization and X-API-Key headers without surrounding white space (RFC 9110, 5.5), or None.
 
     Raises:
-        InvalidTokenError: if the header is repeated. Proxies and applications may read different ones.
+        InvalidTokenError: if one is repeated. Proxies and applications may read different ones.
     """
-    found = None
-    for header, value in headers:
-        if header == name:
-            if found is not None:
+    authorization = api_key = None
+    for name, value in headers:
+        if name == b"authorization":
+            if authorization is not None:
                 raise InvalidTokenError
-            found = value.strip(_WHITESPACE)
-    return found
+            authorization = value.strip(_WHITESPACE)
+        elif name == b"x-api-key":
+            if api_key is not None:
+                raise InvalidTokenError
+            api_key = value.strip(_WHITESPACE)
+    return authorization, api_key
 
 
 def _parse_user_credential(authorization: bytes, *, accept_bare: bool) -> bytes:
