@@ -23,7 +23,14 @@ from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
 from mlapi.adapters.sql.purging import purge_statement
 from mlapi.adapters.sql.rows import AUDIT_COLUMNS, read_audit_entry
-from mlapi.adapters.sql.tables import AUDIT_BUCKET, AUDIT_REMOVALS, FREQUENT_ACTORS, RARE_ACTORS_UNFOLDED, audit
+from mlapi.adapters.sql.tables import (
+    AUDIT_BUCKET,
+    AUDIT_BUCKET_BITS,
+    AUDIT_REMOVALS,
+    FREQUENT_ACTORS,
+    RARE_ACTORS_UNFOLDED,
+    audit,
+)
 from mlapi.domain.audit import EVERY_ENTRY, MAX_CLOCK_DIFFERENCE, Action, AuditEntry, AuditFilter, AuditId, DailyCount
 from mlapi.domain.users import MAX_USER_ID, UserId
 
@@ -42,7 +49,9 @@ _LOWER_BUCKETS = select(_FIRST_BUCKET.label("number")).cte("buckets", recursive=
 _BUCKETS = _LOWER_BUCKETS.union_all(
     select(_LOWER_BUCKETS.c.number + literal_column("1")).where(_LOWER_BUCKETS.c.number < _LAST_BUCKET)
 )
-_RANGE_GROWTH = 8
+_BUCKET_COUNT_GROWTH = 8
+_MAX_BUCKETS = 512
+"""For one query. The next one starts at the nearest entry, so that large gaps between ids are not searched."""
 
 Hide = Callable[[ColumnElement[Any]], ColumnElement[Any]]
 """Hides the indexes of a column from the database. See `Dialect.without_index`."""
@@ -95,9 +104,6 @@ class SqlAuditTrail:
         ascending: bool,
     ) -> list[Any]:
         """Read a page of one user's entries from more and more buckets, until it is full. See `AUDIT_BUCKET`."""
-        oldest = select(AUDIT_BUCKET).where(*ids).order_by(audit.c.id).limit(1)
-        newest = select(AUDIT_BUCKET).where(*ids).order_by(audit.c.id.desc()).limit(1)
-        buckets = connection.execute(select(oldest.scalar_subquery(), newest.scalar_subquery())).one()
         hide = self._database.dialect.without_index  # otherwise, SQLite might read the index of another condition
         order = audit.c.id + literal_column("0")  # or all entries in this order
         query = (
@@ -106,12 +112,15 @@ class SqlAuditTrail:
             .where(audit.c.user_id == matching.user_id, *_conditions(matching, hide), *ids)
             .order_by(order.asc() if ascending else order.desc())
         )
+        nearest = select(AUDIT_BUCKET).order_by(audit.c.id.asc() if ascending else audit.c.id.desc()).limit(1)
         found: list[Any] = []
-        for first, last in _bucket_ranges(*buckets, ascending=ascending):
+        bucket_count, remaining = 1, ids
+        while len(found) < limit and (start := connection.scalar(nearest.where(*remaining))) is not None:
+            first, last = (start, start + bucket_count - 1) if ascending else (start - bucket_count + 1, start)
             page = query.limit(limit - len(found))
             found += connection.execute(page, {"first_bucket": first, "last_bucket": last}).all()
-            if len(found) == limit:
-                break
+            remaining = [*ids, _is_after(last) if ascending else audit.c.id < first << AUDIT_BUCKET_BITS]
+            bucket_count = min(bucket_count * _BUCKET_COUNT_GROWTH, _MAX_BUCKETS)
         return found
 
     def count_bulk(self, bulk_ids: Sequence[str], *, limit: int) -> list[int]:
@@ -143,19 +152,9 @@ def _is_possible(matching: AuditFilter) -> bool:
     return is_storable and (matching.user_id is None or is_storable_user_id(matching.user_id))
 
 
-def _bucket_ranges(oldest: int | None, newest: int | None, *, ascending: bool) -> Iterator[tuple[int, int]]:
-    """Divide the buckets into larger and larger ranges. Yield the first and the last bucket of each."""
-    if oldest is None or newest is None:
-        return
-    bucket_count = 1
-    while oldest <= newest:
-        if ascending:
-            yield oldest, min(newest, oldest + bucket_count - 1)
-            oldest += bucket_count
-        else:
-            yield max(oldest, newest - bucket_count + 1), newest
-            newest -= bucket_count
-        bucket_count *= _RANGE_GROWTH
+def _is_after(bucket: int) -> ColumnElement[bool]:
+    last_id = ((bucket + 1) << AUDIT_BUCKET_BITS) - 1
+    return audit.c.id > min(last_id, MAX_USER_ID)
 
 
 def _conditions(matching: AuditFilter, hide: Hide = lambda column: column) -> Iterator[ColumnElement[bool]]:

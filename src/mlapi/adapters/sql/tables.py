@@ -108,7 +108,8 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
-AUDIT_BUCKET = audit.c.id.bitwise_rshift(literal_column("12"))
+AUDIT_BUCKET_BITS = 12
+AUDIT_BUCKET = audit.c.id.bitwise_rshift(literal_column(str(AUDIT_BUCKET_BITS)))
 """The bucket of an audit entry: 4,096 consecutive entries.
 
 The index of users is sorted by bucket first, so that new entries change only the few pages of the newest bucket. An
