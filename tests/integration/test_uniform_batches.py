@@ -94,6 +94,7 @@ def test_batch_of_one_kind_takes_a_single_round_trip(postgres_url: URL) -> None:
         [toggle(99, actor=Actor(ANYONE))],
         [registration("bob"), registration("BOB")],
         [toggle(1), removal(1)],
+        [removal(1), removal(1)],
     ],
 )
 def test_dependent_commands_have_the_same_outcomes(repository: SqlUserRepository, commands: list[Command]) -> None:
