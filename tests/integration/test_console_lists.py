@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import pytest
@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from mlapi import RepositoryUnavailableError, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
+from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.lists import StateCounts
 from mlapi.domain.plans import Plan, Plans
 from mlapi.domain.users import UserId, utc_now
@@ -121,6 +122,34 @@ def test_all_matching_users_are_changed_in_steps(
     assert "2 of 5 users are done." in reloaded.text
     assert [user.plan for user in users.list_page()] == [*["pro"] * 5, None]
     assert "The plan of 5 users is now pro." in done.text
+
+
+class InterruptedRepository(InMemoryUserRepository):
+    """Is unavailable for changes while ``is_interrupted`` is set."""
+
+    is_interrupted = False
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        if self.is_interrupted:
+            raise RepositoryUnavailableError("simulated outage")
+        return super().apply(commands, commit_by=commit_by)
+
+
+def test_bulk_change_continues_after_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "USERS_PER_STEP", 2)
+    repository = InterruptedRepository()
+    users = [registered(repository, f"user{number}") for number in range(3)]
+    with asgi_client(create_app(Users(repository, PlainCipher()), LOCAL_MODE)) as client:
+        page = change(open_page(client), "disable").send("Disable 3 users")
+        repository.is_interrupted = True
+        failed = page.send("Continue")
+        repository.is_interrupted = False
+        done = page.send("Continue")
+
+    assert failed.response.status_code == 503
+    assert "The service is unavailable." in failed.text
+    assert "3 users were disabled." in done.text
+    assert [repository.get(user.id).enabled for user in users] == [False] * 3
 
 
 def test_repeated_extension_extends_access_once(

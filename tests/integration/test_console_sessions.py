@@ -15,6 +15,7 @@ from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.testing import PlainCipher
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
+from tests.integration.html_page import Page
 from tests.integration.test_console import audit_trail, open_page, remote_client, status_and_notice
 
 TOKEN_MODE = AdminPolicy(admin_token=ADMIN_TOKEN)
@@ -325,6 +326,18 @@ def test_local_mode_needs_no_session(world: World) -> None:
     assert "Sign out" not in page.text
     for path in ("end-others", f"{'0' * 64}/end"):
         assert open_page(local, f"/sessions/{path}").response.url.path == "/console/sessions"
+
+
+def test_sign_out_in_local_mode_leaves_other_sessions_open(world: World, alice: str) -> None:
+    client = world.sign_in(alice)
+    local = TestClient(world.app(LOCAL_MODE), "http://127.0.0.1:8001", client=("127.0.0.1", 5))
+    token = open_page(local, "/users/new").form("Add user").fields["csrf_token"]
+
+    response = local.post("/console/log-out", data={"csrf_token": token}, headers={"origin": "http://127.0.0.1:8001"})
+
+    assert status_and_notice(Page(local, response)) == (200, "You are signed out.")
+    assert response.url.path == "/console"
+    assert is_signed_in(client)
 
 
 # --- viewers

@@ -1,5 +1,6 @@
 """The expiry, plan and metadata in the console."""
 
+import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,11 +12,12 @@ from mlapi import User, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.domain.plans import Plan, Plans
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.pages import repeats
 from mlapi.entrypoints.wire.queries import MAX_PAGE_SIZE
 from mlapi.testing.http import LOCAL_MODE
 from tests.contract.test_http import asgi_client
 from tests.integration.html_page import Page
-from tests.integration.test_console import open_page, status_and_notice
+from tests.integration.test_console import audit_trail, open_page, status_and_notice
 
 PLANS = Plans({name: Plan(name) for name in ("free", "pro")}, default="free")
 NO_PLANS = Plans()
@@ -184,6 +186,25 @@ def test_double_click_adds_one_month(local: TestClient, users: Users, ada: User)
     assert status_and_notice(again) == (200, f"Access of ada expires on {end.day} {end:%b %Y, %H:%M} UTC.")
 
 
+def test_form_sent_again_later_adds_no_second_month(
+    local: TestClient, users: Users, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeats, "SETTLE_SECONDS", 0)  # or the second form would only get the response to the first
+    page = user_page(local, ada)
+    first = page.send("+1 month")
+    end = users.get(ada.id).expires_datetime
+
+    again = page.send("+1 month")
+    repeated_end = users.get(ada.id).expires_datetime
+    undone = again.send("Undo")
+
+    assert end is not None
+    assert repeated_end == end
+    assert again.response.status_code == 200
+    assert status_and_notice(again) == status_and_notice(first)
+    assert status_and_notice(undone) == (200, "Access of ada no longer expires.")
+
+
 def test_extension_of_an_old_expiry_changes_nothing(local: TestClient, users: Users, ada: User) -> None:
     page = user_page(local, ada)
     users.update(user_id=ada.id, expires=datetime(2099, 1, 31, tzinfo=UTC))
@@ -306,6 +327,20 @@ def test_metadata_is_shown_as_text(local: TestClient, users: Users, ada: User) -
     assert '"note": "<script>alert(1)</script>"' in page.text
     assert "Metadata: customer, note" in page.text
     assert page.find_all("script") == open_page(local).find_all("script")
+
+
+def test_response_too_long_for_a_cookie_is_repeated(local: TestClient, users: Users, ada: User) -> None:
+    local.follow_redirects = False
+    page, metadata = user_page(local, ada), json.dumps({"note": "\u540d" * 800}, ensure_ascii=False)
+
+    responses = [page.send("Save metadata", metadata=metadata).response for _ in range(2)]
+
+    cookies = [response.headers.get_list("set-cookie") for response in responses]
+    assert [response.status_code for response in responses] == [303, 303]
+    assert cookies[0] == cookies[1]
+    assert [cookie.partition("=")[0] for cookie in cookies[0]] == ["mlapi_notice"]
+    assert users.get(ada.id).metadata.as_dict() == json.loads(metadata)
+    assert [action for _, action, _ in audit_trail(users)] == ["register", "update"]
 
 
 @pytest.mark.parametrize("part", ["expiry", "plan", "profile", "metadata"])
