@@ -33,6 +33,10 @@ BODIES: dict[str, Any] = {
     "ChangePasswordRequest": {"current": PASSWORD, "new": PASSWORD},
     "SetPasswordRequest": {"password": PASSWORD},
     "AddApiKeyRequest": {"name": "laptop"},
+    "PasswordLinkRequest": {"token": f"mlapi-link_{'0' * 16}_{'0' * 64}", "password": PASSWORD},
+    "PasswordResetRequest": {"username": "ada"},
+    "InviteRequest": {"username": "grace", "email": "grace@example.com"},
+    "BulkRequest": {"user_ids": [1], "action": "enable"},
 }
 CONSOLE_PAGES = ["", "?q=ada", "/users/1", "/users/1/remove", "/activity", "/usage", "/usage?user_id=1", "/users/new"]
 CONSOLE_FORMS = {

@@ -264,7 +264,7 @@ def bearer_credential(fuzzed: Request) -> str | None:
     if len(values) != 1:
         return None
     scheme, _, credential = values[0].strip(b" \t").decode("latin-1").partition(" ")
-    return credential if scheme.lower() == "bearer" else None
+    return credential.strip(" ") if scheme.lower() == "bearer" else None  # RFC 9110, 11.4: one or more spaces
 
 
 # --- over the network

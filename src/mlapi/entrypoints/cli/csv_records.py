@@ -25,7 +25,7 @@ MAX_RECORD_BYTES = 64 * 1024
 MAX_AHEAD_BYTES = 8 * 1024
 """How far to read ahead for the end of a malformed record. Most records are shorter, and this much is read quickly."""
 _SEPARATORS = (b",", b";", b"\t")
-_PLAIN_LINE = re.compile(rb'([^"\0\r\n]{1,%d})\r?\n' % (MAX_RECORD_BYTES // 2))
+_PLAIN_LINE = re.compile(rb'([^"\0\r\n]+)\r?\n')
 
 
 @attrs.frozen
@@ -68,7 +68,7 @@ def read_csv(stream: BinaryIO, *, known_column: str = "username") -> Iterator[Cs
 def _split_plain_line(line: bytes, separator: bytes) -> list[str] | None:
     """Split a record that is one line without quotes, like most records. Return None for others and malformed ones."""
     match = _PLAIN_LINE.fullmatch(line)
-    if match is not None:
+    if match is not None and len(line) <= MAX_RECORD_BYTES // 2:
         with suppress(UnicodeDecodeError):
             return match[1].decode("utf-8").split(separator.decode("ascii"))
     return None
