@@ -87,7 +87,7 @@ def test_draws_count_in_utc_behind_a_pooler(pooler: PgBouncer, postgres_url: URL
     assert {drawn.starts_at for each in results for drawn in each if drawn is not None} <= set(days)
 
 
-@pytest.mark.parametrize("leaked", ["SET statement_timeout = 1", "SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'SQL'"])
+@pytest.mark.parametrize("leaked", ["SET statement_timeout = 5", "SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'SQL'"])
 def test_neighbors_in_the_same_pool_do_not_affect_each_other(
     leaked: str, pooler: PgBouncer, postgres_url: URL, folder: Path
 ) -> None:

@@ -5,10 +5,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import psycopg
 import pytest
 from sqlalchemy import URL
 
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.postgresql.session import BoundedConnection
 from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.adapters.sql.schema import upgrade
 from mlapi.domain.actors import ANYONE, Actor
@@ -56,7 +58,7 @@ def applying(repository: SqlUserRepository, commands: Sequence[Command], databas
     outcomes: list[Outcome] = []
     thread = threading.Thread(target=lambda: outcomes.extend(repository.apply(commands)))
     thread.start()
-    with database.engine.connect() as observer:
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as observer:
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
@@ -162,13 +164,44 @@ def test_batch_without_an_answer_may_be_done(postgres_database: Database, reposi
     (ada,) = register(repository, "ada")
     with postgres_database.engine.connect() as rival:
         rival.exec_driver_sql("SELECT FROM users FOR UPDATE")
-        pooled = postgres_database.engine.raw_connection()
-        pooled.driver_connection.statement_seconds = 0.05  # type: ignore[union-attr]  # a `BoundedConnection`
-        pooled.close()
+        with driver_connection(postgres_database) as connection:
+            connection.statement_seconds, connection.statement_timeout_seconds = 0.5, 0.0
         with pytest.raises(RepositoryUnavailableError, match="did not answer within") as raised:
             repository.apply([toggle(ada)])
 
     assert raised.value.may_be_done
+
+
+def test_batch_that_the_server_starts_too_late_changes_nothing(postgres_database: Database) -> None:
+    with driver_connection(postgres_database) as connection:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            connection.commit_together([(b"CREATE TABLE late ()", {})], time.time() - 0.1)
+        connection.rollback()
+
+        assert connection.execute("SELECT to_regclass('late')").fetchall() == [(None,)]
+
+
+def test_batch_is_applied_although_the_clock_of_the_server_was_set(
+    postgres_database: Database, repository: SqlUserRepository
+) -> None:
+    register(repository, "ada")
+    with driver_connection(postgres_database) as connection:
+        connection._clock_offset_seconds -= 60  # as if the server's clock had been set forward since
+
+        (outcome,) = repository.apply([toggle(1)])
+
+        assert isinstance(outcome, User)
+        assert connection._clock_expires_monotonic == 0  # the next batch reads the server's clock
+
+
+@contextmanager
+def driver_connection(database: Database) -> Iterator[BoundedConnection]:
+    """Yield the only connection, which the database also uses."""
+    pooled = database.engine.raw_connection()
+    connection = pooled.driver_connection
+    pooled.close()
+    assert isinstance(connection, BoundedConnection)
+    yield connection
 
 
 def test_warning_of_a_trigger_is_not_a_canceled_commit(

@@ -187,11 +187,12 @@ class PostgresqlDialect:
         if batch is None:
             return None
         try:
-            found = engine.commit_together(connection, batch.statements)
+            found = engine.commit_together(connection, batch.statements, commit_by=commit_by)
         except Exception as error:
-            if not errors.is_rejection(error):
+            if not errors.is_rejection(error) and not errors.is_division_by_zero(error):
                 raise
             connection.rollback()
+            connection.forget_clock()  # if the server started too late, its clock may have been set
             return None  # with a transaction, the caller finds the commands that are rejected
         return batch.read_outcomes(found)
 

@@ -202,8 +202,15 @@ def commit(connection: "BoundedConnection") -> None:
         connection.commit()
 
 
-def commit_together(connection: "BoundedConnection", statements: "Sequence[Statement]") -> "Sequence[Row]":
+def commit_together(
+    connection: "BoundedConnection", statements: "Sequence[Statement]", *, commit_by: float | None
+) -> "Sequence[Row]":
     """Execute statements and commit them in a single round trip. Return the rows of the first.
+
+    Args:
+        connection: without a transaction.
+        statements: each of them ends or fails within ``statement_timeout_seconds``.
+        commit_by: see `BoundedConnection.find_latest_start`.
 
     Raises:
         RepositoryUnavailableError: with ``may_be_done`` set, if the connection was lost before the server responded, or
@@ -211,8 +218,9 @@ def commit_together(connection: "BoundedConnection", statements: "Sequence[State
             this server alone, and PostgreSQL only sends a warning.
     """
     connection.raise_if_lost()  # before the statements are sent, so that they can be sent again
+    latest_start = connection.find_latest_start(commit_by)
     with _checking_commit(connection):
-        return connection.commit_together(statements)
+        return connection.commit_together(statements, latest_start)
 
 
 @contextmanager

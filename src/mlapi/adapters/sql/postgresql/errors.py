@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # SQLSTATEs: PostgreSQL 18, appendix A.
 LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"
+_DIVISION_BY_ZERO = "22012"
 _DUPLICATE_TABLE = "42P07"
 _INSUFFICIENT_PRIVILEGE = "42501"
 _READ_ONLY_TRANSACTION = "25006"
@@ -161,6 +162,11 @@ def is_rejection(error: BaseException | None) -> bool:
     if not isinstance(error, Error) or error.sqlstate is None:
         return False
     return error.sqlstate[:2] in _REJECTION_CLASSES or error.diag.source_function in RAISING_FUNCTIONS
+
+
+def is_division_by_zero(error: BaseException | None) -> bool:
+    """Return True if the server started `BoundedConnection.commit_together` too late."""
+    return getattr(error, "sqlstate", None) == _DIVISION_BY_ZERO
 
 
 def is_reference(error: BaseException | None) -> bool:

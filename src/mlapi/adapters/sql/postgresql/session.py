@@ -45,6 +45,11 @@ _SYNCHRONOUS: Final = (
     "set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
 )
 """Turns synchronous_commit on if it is off, as `BoundedConnection.begin` does. No other value contains ``off``."""
+_READ_CLOCK: Final = b"SELECT extract(epoch FROM clock_timestamp())::float8"
+_CHECK_CLOCK: Final = b"SELECT 1 / (extract(epoch FROM clock_timestamp()) < %s)::int"
+"""Fails with a division by zero after a time of the server's clock."""
+_CLOCK_SECONDS: Final = 60.0
+"""How long to rely on the difference between the clocks of this machine and the server."""
 _PREPARE_THRESHOLD: Final = 5  # psycopg's default
 _CANCEL_SECONDS: Final = 2.0
 _WAIT_TIMEOUT: Final[Any] = getattr(psycopg.errors, "_WaitTimeout", None)
@@ -71,6 +76,10 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     prepared_names: set[bytes]
     """The names of the statements that `loop_queries` has prepared."""
+
+    _clock_offset_seconds: float = 0.0
+    """What to add to a `time.monotonic` time to get the server's time, in seconds since 1970, or a little less."""
+    _clock_expires_monotonic: float = 0.0
 
     _is_interrupted: bool = False
     _awaits_commit: bool = False
@@ -104,6 +113,9 @@ class BoundedConnection(psycopg.Connection[Any]):
             **_known(connection, _SETTINGS, _SETTINGS_SINCE),
             **({} if namespace is None else {"search_path": namespace}),
         }
+        connection.set_timeout_sql = (
+            f"SET LOCAL statement_timeout = {connection.settings['statement_timeout']}".encode()
+        )
         connection.set_local_sql = f"SELECT {_local_configs(connection.settings)}, {_SYNCHRONOUS}".encode()
         connection.begin_sql = (
             f"{_BEGIN}; {_assignments('SET LOCAL', connection.settings)}; SHOW synchronous_commit".encode()
@@ -115,6 +127,8 @@ class BoundedConnection(psycopg.Connection[Any]):
     statement_timeout_seconds: float
     settings: Mapping[str, str]
     begin_sql: bytes
+    set_timeout_sql: bytes
+    """Comes before all others: they could exceed a timeout that another client left in a pooled session."""
     set_local_sql: bytes
 
     def begin(self) -> None:
@@ -140,11 +154,37 @@ class BoundedConnection(psycopg.Connection[Any]):
             pass
         return cursor.fetchone()
 
-    def commit_together(self, statements: Sequence[Statement]) -> list[Any]:
+    def find_latest_start(self, commit_by: float | None) -> float:
+        """Return the server's time at which it must have started `commit_together`, in seconds since 1970.
+
+        If it starts later, this client may not wait for the answer any more. A statement after the first one may take
+        as long again, but cannot start without the first.
+
+        Args:
+            commit_by: the `time.monotonic` time at which the statements must be done, or None.
+        """
+        now = time.monotonic()
+        if now > self._clock_expires_monotonic:
+            self.begin()
+            ((server_time,),) = self.execute(_READ_CLOCK).fetchall()
+            now = time.monotonic()
+            self._clock_offset_seconds, self._clock_expires_monotonic = server_time - now, now + _CLOCK_SECONDS
+            self.commit()
+        latest = now + self.statement_seconds - self.statement_timeout_seconds
+        if commit_by is not None:
+            latest = min(latest, commit_by - self.statement_timeout_seconds)
+        return latest + self._clock_offset_seconds
+
+    def forget_clock(self) -> None:
+        """Read the server's clock again before the next `find_latest_start` returns."""
+        self._clock_expires_monotonic = 0.0
+
+    def commit_together(self, statements: Sequence[Statement], latest_start: float) -> list[Any]:
         """Execute statements in a transaction of their own, and commit it, in a single round trip.
 
         Return the rows of the first statement. Only the wait for the commit has no limit, because a standby may be
-        unavailable.
+        unavailable. A server that hangs finds all statements when it continues, also the COMMIT. If it is later than
+        ``latest_start`` then, its own clock makes the transaction fail.
         """
         self.max_wait_seconds = self.statement_seconds
         self._awaits_commit = True
@@ -152,7 +192,9 @@ class BoundedConnection(psycopg.Connection[Any]):
             with self.pipeline():
                 self.execute(_BEGIN)  # an implicit transaction has no statement that could report a failed commit
                 if self.is_pooled:
+                    self.execute(self.set_timeout_sql)
                     self.execute(self.set_local_sql)
+                self.execute(_CHECK_CLOCK, [latest_start])
                 first, *_ = [self.execute(statement, parameters, binary=True) for statement, parameters in statements]
                 self.pgconn.send_flush_request()  # let the server send its answer before it commits
                 self.execute("COMMIT")
