@@ -34,7 +34,7 @@ help: ## list the commands
 run: $(VENV)/runtime ## serve on http://127.0.0.1:8001 (PORT=... for a different port)
 	$(BIN)/uvicorn mlapi.entrypoints.http:app --port $(PORT)
 
-test: $(VENV)/dev ## run all checks, and all tests but the slow fault tests, with branch coverage
+test: $(VENV)/dev ## run all checks, and all tests but the slow fault tests, with full branch coverage
 	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS) compile-tests
 	$(PYTEST) $(ALL_BUT_FAULTS) $(filter-out tests/torture/,$(wildcard tests/*/)) examples $(QUICK_FAULTS) --cov --cov-report=term
 
