@@ -181,7 +181,7 @@ def test_batch_that_the_server_starts_too_late_changes_nothing(postgres_database
         assert connection.execute("SELECT to_regclass('late')").fetchall() == [(None,)]
 
 
-def test_batch_is_applied_although_the_clock_of_the_server_was_set(
+def test_batch_is_applied_although_the_server_clock_was_set(
     postgres_database: Database, repository: SqlUserRepository
 ) -> None:
     register(repository, "ada")
