@@ -122,6 +122,10 @@ def test_repr_and_str_omit_the_token() -> None:
     assert TOKEN not in str(TOKEN_MODE)
 
 
+def test_parts_of_the_policy_omit_the_token_in_their_repr() -> None:
+    assert not any(TOKEN in repr(part) for part in attrs.astuple(TOKEN_MODE, recurse=False))
+
+
 def test_client_repr_omits_the_headers() -> None:
     client = with_headers(LOCAL, ("authorization", f"Bearer {TOKEN}"))
 

@@ -77,8 +77,8 @@ def check_role(manager: ManagerIdentity, method: str, path: str) -> None:
 class _AdminToken:
     """The SHA-256 of the admin token, and the header that clients usually send, which is compared first."""
 
-    digest: bytes
-    usual_header: bytes
+    digest: bytes = attrs.field(repr=False)
+    usual_header: bytes = attrs.field(repr=False)
 
     def matches(self, token: bytes) -> bool:
         """Compare in constant time. Comparing digests does not even reveal the length."""
