@@ -169,7 +169,7 @@ class BoundedConnection(psycopg.Connection[Any]):
             ((server_time,),) = self.execute(_READ_CLOCK).fetchall()
             now = time.monotonic()
             self._clock_offset_seconds, self._clock_expires_monotonic = server_time - now, now + _CLOCK_SECONDS
-            self.commit()
+            self.rollback()
         latest = now + self.statement_seconds - self.statement_timeout_seconds
         if commit_by is not None:
             latest = min(latest, commit_by - self.statement_timeout_seconds)
