@@ -185,8 +185,9 @@ def test_damaged_password_affects_only_its_user(
         victim = users.get(service.users.find("user0").id)  # type: ignore[union-attr]  # registered above
         while tried < count:
             value = damage(rng, victim.password.value)
-            if decode(value) == decode(victim.password.value):
-                continue  # base64 ignores some changes, for example text after the padding
+            if not value or decode(value) == decode(victim.password.value):
+                # An empty value stands for no password. Base64 ignores some changes, for example after the padding.
+                continue
             tried += 1
             stored = users.get(victim.id).password
             users.apply(Reencrypt(user_id=victim.id, password=EncryptedPassword(value), replacing=stored))
