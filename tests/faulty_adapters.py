@@ -479,7 +479,7 @@ class LockingNames(Counting):
 
 
 class AllowingEveryone(AdminPolicy):
-    def admit(self, client: Client) -> ManagerIdentity:
+    def identify(self, client: Client) -> ManagerIdentity:
         return self.identity
 
 

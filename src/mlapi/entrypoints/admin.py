@@ -181,8 +181,7 @@ class AdminPolicy:
 
         While registration is open, only the admin token distinguishes an admin from other clients.
         """
-        has_token = self._token is not None and self._token.is_in(headers)
-        return ANYONE if self.registration_open and not has_token else self.identity.actor
+        return ANYONE if self.registration_open and not self.has_admin_token(headers) else self.identity.actor
 
     def __str__(self) -> str:
         admins = {
@@ -194,28 +193,31 @@ class AdminPolicy:
         return f"management: {self.mode} mode, {admins[self.mode]}; registration is {registration}"
 
     def check(self, client: Client) -> None:
-        """Check that the client may call its path. Raise the same errors as `admit`."""
-        self.admit(client)
-
-    def admit(self, client: Client) -> ManagerIdentity | None:
-        """Check that the client may call its path. Return the manager, or None if anyone may call it.
+        """Check that the client may call its path.
 
         Raises:
             AdminTokenRequiredError: if the path needs admin access and the token is missing or wrong, or is the token
                 of a manager.
             AdminAccessDeniedError: in the other modes, if the path needs admin access and the client does not have it.
         """
-        if client.path in self._open_paths or self._open_pattern.fullmatch(client.path):
-            return None
-        if self.docs_open and (client.path == START_PATH or is_docs_path(client.path)):
-            return None
-        return self.identify(client)
+        if not self.is_open(client.path):
+            self.identify(client)
+
+    def is_open(self, path: str) -> bool:
+        """Return whether anyone may call this path."""
+        if path in self._open_paths or self._open_pattern.fullmatch(path):
+            return True
+        return self.docs_open and (path == START_PATH or is_docs_path(path))
+
+    def has_admin_token(self, headers: Headers) -> bool:
+        """Return whether the headers contain the admin token. False if no token is configured."""
+        return self._token is not None and self._token.is_in(headers)
 
     def identify(self, client: Client) -> ManagerIdentity:
         """Return the manager with the admin token, or the program on this machine in local mode.
 
         Raises:
-            AdminTokenRequiredError, AdminAccessDeniedError: see `admit`.
+            AdminTokenRequiredError, AdminAccessDeniedError: see `check`.
         """
         if self._token is not None:
             if not self._token.is_in(client.headers):

@@ -22,7 +22,7 @@ from mlapi.domain.errors import (
     TooManyAttemptsError,
 )
 from mlapi.domain.managers import ManagerIdentity
-from mlapi.entrypoints.admin import check_role
+from mlapi.entrypoints.admin import AdminPolicy, check_role
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.error_responses import ambiguous_framing, error_response, http_error_response
 from mlapi.entrypoints.wire.headers import (
@@ -31,7 +31,7 @@ from mlapi.entrypoints.wire.headers import (
     requests_upgrade,
     validate_head,
 )
-from mlapi.entrypoints.wire.paths import split_patterns
+from mlapi.entrypoints.wire.paths import relative_path, split_patterns
 from mlapi.entrypoints.wire.requests import redact_credentials
 from mlapi.entrypoints.wire.responses import Response
 
@@ -115,15 +115,25 @@ class RequireAdmin:
         self._find_manager = find_manager
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if scope["type"] == "http":
-            client = Client.from_asgi(scope)
-            if client.path not in self._excluded_paths and not client.path.startswith(self._excluded_prefixes):
-                try:
-                    manager = scope["app"].state.admin_policy.admit(client)
-                except MlapiError as error:
-                    return self._call_as_manager(client, error, scope, receive, send)
-                if manager is not None:
-                    scope[MANAGER] = manager
+        if scope["type"] == "http" and not self._is_excluded(path := relative_path(scope)):
+            policy: AdminPolicy = scope["app"].state.admin_policy
+            if not policy.is_open(path):
+                if policy.has_admin_token(scope["headers"]):  # most requests, which need no `Client`
+                    scope[MANAGER] = policy.identity
+                else:
+                    return self._identify(policy, scope, receive, send)
+        return self._app(scope, receive, send)
+
+    def _is_excluded(self, path: str) -> bool:
+        return path in self._excluded_paths or path.startswith(self._excluded_prefixes)
+
+    def _identify(self, policy: AdminPolicy, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Call the application as the manager whom the policy identifies, or look the manager up."""
+        client = Client.from_asgi(scope)
+        try:
+            scope[MANAGER] = policy.identify(client)
+        except MlapiError as error:
+            return self._call_as_manager(client, error, scope, receive, send)
         return self._app(scope, receive, send)
 
     async def _call_as_manager(
