@@ -15,6 +15,7 @@ from sqlalchemy import URL, Connection
 
 from mlapi import RepositoryUnavailableError, User, UserId
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.postgresql import session
 from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.bootstrap import Service, async_guard, open_service
 from mlapi.config import load_settings
@@ -162,8 +163,9 @@ def opened(postgres: PostgresServer, proxy: CuttingProxy, tmp_path_factory: pyte
 
 
 @pytest.fixture
-def idle(opened: Open) -> Open:
+def idle(opened: Open, monkeypatch: pytest.MonkeyPatch) -> Open:
     """The service, with idle connections in all its pools, and a new token."""
+    monkeypatch.setattr(session, "IDLE_SECONDS", 0.0)
     token = opened.service.access.authenticator.log_in(username="ada", password=PASSWORD).token
     opened.send("GET", "/users/me", headers={"authorization": f"Bearer {token}"})
     page = Page(opened.client, opened.client.get(f"{CONSOLE_PATH}/users/new"))

@@ -194,6 +194,29 @@ def test_batch_is_applied_although_the_server_clock_was_set(
         assert connection._clock_expires_monotonic == 0  # the next batch reads the server's clock
 
 
+def test_batch_begins_a_transaction_after_an_idle_time(
+    postgres_database: Database, repository: SqlUserRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(repository, "ada")
+    with driver_connection(postgres_database) as connection:
+        begun = list[float]()
+
+        def begin() -> None:
+            begun.append(time.monotonic())
+            BoundedConnection.begin(connection)
+
+        monkeypatch.setattr(connection, "begin", begin)
+        repository.apply([toggle(1)])  # this reads the server's clock
+        repository.apply([toggle(1, enabled=True)])
+        before = len(begun)
+        connection._answered_monotonic -= 60
+
+        repository.apply([toggle(1)])
+        repository.apply([toggle(1, enabled=True)])
+
+        assert len(begun) == before + 1
+
+
 @contextmanager
 def driver_connection(database: Database) -> Iterator[BoundedConnection]:
     """Yield the only connection, which the database also uses."""

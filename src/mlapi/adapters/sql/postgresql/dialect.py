@@ -181,6 +181,8 @@ class PostgresqlDialect:
         self, connection: "BoundedConnection", commands: Sequence[Command], *, commit_by: float | None
     ) -> list[Outcome] | None:
         """Apply a batch of one kind in a single round trip, unless its statements could take longer than allowed."""
+        if connection.was_idle:
+            return None
         if commit_by is not None and time.monotonic() + connection.statement_timeout_seconds > commit_by:
             return None
         batch = find_uniform_batch(commands)

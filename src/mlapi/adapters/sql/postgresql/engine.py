@@ -200,6 +200,7 @@ def commit(connection: "BoundedConnection") -> None:
     with _checking_commit(connection):
         connection.allow_waiting()  # for a standby
         connection.commit()
+        connection.note_answer()
 
 
 def commit_together(

@@ -50,6 +50,8 @@ _CHECK_CLOCK: Final = b"SELECT 1 / (extract(epoch FROM clock_timestamp()) < %s):
 """Fails with a division by zero after a time of the server's clock."""
 _CLOCK_SECONDS: Final = 60.0
 """How long to rely on the difference between the clocks of this machine and the server."""
+IDLE_SECONDS = 10.0
+"""After this time without an answer, a firewall or a load balancer may have dropped the connection."""
 _PREPARE_THRESHOLD: Final = 5  # psycopg's default
 _CANCEL_SECONDS: Final = 2.0
 _WAIT_TIMEOUT: Final[Any] = getattr(psycopg.errors, "_WaitTimeout", None)
@@ -81,6 +83,7 @@ class BoundedConnection(psycopg.Connection[Any]):
     """What to add to a `time.monotonic` time to get the server's time, in seconds since 1970, or a little less."""
     _clock_expires_monotonic: float = 0.0
 
+    _answered_monotonic: float = 0.0
     _is_interrupted: bool = False
     _awaits_commit: bool = False
     """Whether the first answer comes before the commit, and the last one after it."""
@@ -103,6 +106,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         """
         connection = cls.connect(conninfo, autocommit=True, prepare_threshold=None, **keywords)
         connection.prepared_names = set()
+        connection.note_answer()
         connection.answer_seconds = timeout_seconds + 1
         connection.statement_timeout_seconds = timeout_seconds + 2
         connection.statement_seconds = timeout_seconds + 3  # the server's own timeout should come first
@@ -200,7 +204,17 @@ class BoundedConnection(psycopg.Connection[Any]):
                 self.execute("COMMIT")
         finally:
             self._awaits_commit = False
+        self.note_answer()
         return first.fetchall()
+
+    @property
+    def was_idle(self) -> bool:
+        """Whether the connection may be lost without a sign. Unlike `commit_together`, `begin` can then be repeated."""
+        return time.monotonic() - self._answered_monotonic > IDLE_SECONDS
+
+    def note_answer(self) -> None:
+        """Note that the server has just answered, for `was_idle`."""
+        self._answered_monotonic = time.monotonic()
 
     def raise_if_lost(self) -> None:
         """Raise an error if the server has closed the connection, or ended the session, while it was idle."""
