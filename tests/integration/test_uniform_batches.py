@@ -58,11 +58,13 @@ def applying(repository: SqlUserRepository, commands: Sequence[Command], databas
     outcomes: list[Outcome] = []
     thread = threading.Thread(target=lambda: outcomes.extend(repository.apply(commands)))
     thread.start()
-    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as observer:
-        waiting = (
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        wait_until(lambda: observer.exec_driver_sql(waiting).scalar() == 1)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+    def is_waiting() -> bool:
+        with database.engine.connect() as observer:  # a transaction would see the same activity again
+            return observer.exec_driver_sql(waiting).scalar() == 1
+
+    wait_until(is_waiting)
     yield outcomes
     thread.join(10)
 
