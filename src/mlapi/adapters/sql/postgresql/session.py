@@ -11,6 +11,7 @@ from typing import Any, Final, Self, TypeVar
 
 import psycopg
 
+from mlapi.adapters.sql.postgresql.namespaces import quote
 from mlapi.domain.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -40,6 +41,8 @@ _SETTINGS_SINCE: Final = {170000: {"transaction_timeout": "0"}}
 _SESSION_SETTINGS: Final = {"default_transaction_isolation": "read committed", "default_transaction_deferrable": "off"}
 _SESSION_SETTINGS_SINCE: Final = {140000: {"idle_session_timeout": "0"}}
 
+_LISTS_OF_NAMES: Final = {"search_path"}
+"""Settings whose value SET takes for one name, but set_config for a list of names."""
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _SYNCHRONOUS: Final = (
     "set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
@@ -320,7 +323,8 @@ def _assignments(command: str, settings: Mapping[str, str]) -> str:
 
 def _local_configs(settings: Mapping[str, str]) -> str:
     """Return calls that have the effect of ``SET LOCAL``, in a single statement."""
-    return ", ".join(f"set_config({_literal(name)}, {_literal(value)}, true)" for name, value in settings.items())
+    values = {**settings, **{name: quote(settings[name]) for name in _LISTS_OF_NAMES & settings.keys()}}
+    return ", ".join(f"set_config({_literal(name)}, {_literal(value)}, true)" for name, value in values.items())
 
 
 def _literal(value: str) -> str:
