@@ -125,7 +125,8 @@ def check_deadlines(calls: Calls, fault: Fault, rounds: int) -> tuple[Counter[in
     with fault(), ThreadPoolExecutor(len(everything)) as pool:
         results = list(pool.map(Call.send, everything))
     ended = time.monotonic()
-    while calls.all()[0].send()[1] != 200 and time.monotonic() - ended < RECOVERY_SECONDS:
+    # The user may have been removed during the fault.
+    while calls.all()[0].send()[1] not in {200, 404} and time.monotonic() - ended < RECOVERY_SECONDS:
         time.sleep(0.1)
     recovery_seconds = time.monotonic() - ended
 
