@@ -1,9 +1,24 @@
 """The SQL text of the statements in `mlapi.adapters.sql.sqlite.execution`."""
 
 from functools import lru_cache
+from typing import Any
 
 import attrs
-from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, literal_column, or_, select, true, update
+from sqlalchemy import (
+    ClauseElement,
+    ColumnElement,
+    Dialect,
+    Table,
+    TableValuedAlias,
+    bindparam,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 
@@ -40,21 +55,25 @@ def _insert(source: type[attrs.AttrsInstance], table: Table) -> Insert:
     return insert(table).values({column.name: bindparam(column.name) for column in inserted_columns(source, table)})
 
 
+def _given_rows(column_count: int) -> tuple[TableValuedAlias, list[ColumnElement[Any]]]:
+    """Return the rows in the JSON parameter, an array of arrays, and their columns."""
+    given = func.json_each(bindparam("rows")).table_valued("value")
+    return given, [func.json_extract(given.c.value, literal_column(f"'$[{index}]'")) for index in range(column_count)]
+
+
 def _insert_all(source: type[attrs.AttrsInstance], table: Table) -> Insert:
     """Return an INSERT of several rows, which are lists of the `inserted_columns` in a JSON array.
 
     A thread that executes it lets other threads run until all rows are inserted.
     """
-    given = func.json_each(bindparam("rows")).table_valued("value")
     columns = inserted_columns(source, table)
-    values = (func.json_extract(given.c.value, literal_column(f"'$[{index}]'")) for index in range(len(columns)))
+    _, values = _given_rows(len(columns))
     # Without WHERE, SQLite would parse ON CONFLICT as a part of a join.
     return insert(table).from_select([column.name for column in columns], select(*values).where(true()))
 
 
 def _compile_add_logins() -> str:
-    given = func.json_each(bindparam("rows")).table_valued("value")
-    user_id, at, address = (func.json_extract(given.c.value, literal_column(f"'$[{index}]'")) for index in range(3))
+    given, (user_id, at, address) = _given_rows(3)
     owner = select(users.c.id).where(users.c.id == user_id)
     existing = select(user_id, at, address).select_from(given).where(owner.correlate(given).exists())
     return _compile(insert(logins).from_select(["user_id", "at", "address"], existing).on_conflict_do_nothing())
