@@ -191,10 +191,11 @@ class PostgresqlDialect:
         try:
             found = engine.commit_together(connection, batch.statements, commit_by=commit_by)
         except Exception as error:
-            if not errors.is_rejection(error) and not errors.is_division_by_zero(error):
+            if errors.has_started_too_late(error):
+                connection.forget_clock()  # the server's clock may have been set
+            elif not errors.is_rejection(error):
                 raise
             connection.rollback()
-            connection.forget_clock()  # if the server started too late, its clock may have been set
             return None  # with a transaction, the caller finds the commands that are rejected
         return batch.read_outcomes(found)
 

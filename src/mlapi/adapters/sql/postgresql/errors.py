@@ -164,8 +164,8 @@ def is_rejection(error: BaseException | None) -> bool:
     return error.sqlstate[:2] in _REJECTION_CLASSES or error.diag.source_function in RAISING_FUNCTIONS
 
 
-def is_division_by_zero(error: BaseException | None) -> bool:
-    """Return True if the server started `BoundedConnection.commit_together` too late."""
+def has_started_too_late(error: BaseException | None) -> bool:
+    """Return True if the server started `BoundedConnection.commit_together` too late: its check divides by zero."""
     return getattr(error, "sqlstate", None) == _DIVISION_BY_ZERO
 
 
